@@ -1,0 +1,21 @@
+"""Sharpness-Aware Minimization for the Hugging Face Trainer."""
+
+from .config import SAMArguments, SAMConfig
+from .perturbation import NORM_FLOOR, compute_perturbation, perturbed, take_gradients
+from .replay import random_state, replayed, running_stats_kept
+from .trainer import SAMMixin, SAMTrainer
+
+__all__ = [
+    "NORM_FLOOR",
+    "SAMArguments",
+    "SAMConfig",
+    "SAMMixin",
+    "SAMTrainer",
+    "compute_perturbation",
+    "perturbed",
+    "random_state",
+    "replayed",
+    "running_stats_kept",
+    "take_gradients",
+]
+__version__ = "0.1.0"

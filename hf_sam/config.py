@@ -1,0 +1,106 @@
+"""What a user can set: SAM's fields, their help and their rules."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .perturbation import require_valid_ascent
+
+ASCENT_SCOPES = ("micro_batch", "rank", "global")
+
+
+@dataclass
+class SAMArguments:
+    """SAM's fields, to be combined with the arguments of any Trainer.
+
+    `@dataclass class MyConfig(SAMArguments, MyTrainingArguments)` is all it takes. The help of each
+    field is its `metadata["help"]`.
+
+    Raises:
+        ValueError: If a field breaks its rule, or has no effect beside the others.
+    """
+
+    rho: float = field(
+        default=0.05,
+        metadata={
+            "help": "Radius in parameter space within which SAM minimises the worst loss. "
+            "0 trains exactly as the plain Trainer does."
+        },
+    )
+    adaptive: bool = field(
+        default=False,
+        metadata={
+            "help": "Scale the perturbation by the weights (ASAM). Its rho is on another scale, "
+            "about ten times larger."
+        },
+    )
+    eta: float = field(
+        default=0.01,
+        metadata={"help": "What ASAM adds to |w|, so that weights of 0 move too."},
+    )
+    perturbation_norm: float = field(
+        default=2.0,
+        metadata={
+            "help": "p of the p-norm that bounds the perturbation by rho: any p > 1, or inf."
+        },
+    )
+    ascent_scope: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which examples share one perturbation: micro_batch (one forward pass on one "
+            "device, as in the paper), rank or global. Unset means micro_batch; this release has "
+            "no other."
+        },
+    )
+    replay_rng: bool = field(
+        default=True,
+        metadata={
+            "help": "Draw the same dropout and drop-path masks in both passes, as the paper's "
+            "code does."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check SAM's fields, then let the Trainer's own arguments check theirs."""
+        self.require_valid_fields()
+        if isinstance(self, TrainingArguments):
+            super().__post_init__()  # type: ignore[misc] # of the class mixed in
+
+    def require_valid_fields(self) -> None:
+        """Raise a ValueError for the first field that breaks its rule.
+
+        Called by the constructor, and again when training starts: a hyperparameter search sets the
+        fields in between.
+
+        Raises:
+            ValueError: Saying rule, value and remedy.
+        """
+        for name in ("rho", "eta", "perturbation_norm"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"`{name}` must be a number, got {value!r}: write it as a float.")
+        for name in ("adaptive", "replay_rng"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+        require_valid_ascent(rho=self.rho, eta=self.eta, perturbation_norm=self.perturbation_norm)
+        if self.rho > 0 and self.eta != SAMArguments.eta and not self.adaptive:
+            raise ValueError(
+                f"`eta` has an effect only with `adaptive=True`, got eta={self.eta} without it: "
+                "set `adaptive`, or leave `eta` out."
+            )
+        if self.ascent_scope not in (None, *ASCENT_SCOPES):
+            raise ValueError(
+                f"`ascent_scope` must be one of {', '.join(ASCENT_SCOPES)}, "
+                f"got {self.ascent_scope!r}: leave it out for the paper's micro_batch."
+            )
+        if self.rho > 0 and self.ascent_scope in ("rank", "global"):
+            raise ValueError(
+                f"`ascent_scope` must be micro_batch in this release, got {self.ascent_scope!r}: "
+                "leave it out, or wait for the next release, which brings rank and global."
+            )
+
+
+@dataclass
+class SAMConfig(SAMArguments, TrainingArguments):
+    """`TrainingArguments` with SAM's fields: what `SAMTrainer` takes as `args`."""

@@ -1,0 +1,196 @@
+"""From the clean gradient to the perturbation epsilon, and the weights moved by it and back.
+
+Notation of Foret et al. (arXiv 2010.01412) and Kwon et al. (ASAM, arXiv 2102.11600): w are the
+weights, g the gradient at w, T the scaling of ASAM, p the norm that bounds epsilon and q its dual,
+1/p + 1/q = 1. All parameters together count as one vector.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# The smallest gradient norm that is divided by: a zero gradient gives a zero perturbation.
+NORM_FLOOR = 1e-12
+
+
+def require_valid_ascent(*, rho: float, eta: float, perturbation_norm: float) -> None:
+    """Raise a ValueError that says rule, value and remedy if a perturbation cannot be computed.
+
+    Args:
+        rho: Must be finite and >= 0.
+        eta: Must be finite and >= 0.
+        perturbation_norm: Must be > 1; `math.inf` is allowed.
+
+    Raises:
+        ValueError: Naming the first value that breaks its rule.
+    """
+    if not (math.isfinite(rho) and rho >= 0):
+        raise ValueError(
+            f"`rho` must be >= 0, got {rho}: 0 is the base optimizer, 0.05 the usual start."
+        )
+    if not (math.isfinite(eta) and eta >= 0):
+        raise ValueError(f"`eta` must be >= 0, got {eta}: ASAM's authors use 0.01.")
+    if not perturbation_norm > 1:
+        raise ValueError(
+            f"`perturbation_norm` must be > 1, got {perturbation_norm}: the paper uses 2; "
+            "inf moves every weight by the same step."
+        )
+
+
+def take_gradients(params: Iterable[Tensor]) -> list[Tensor | None]:
+    """Take the gradients off the parameters, which are left with none.
+
+    Args:
+        params: The parameters, in the order of the result.
+
+    Returns:
+        The gradient tensors themselves, no copies; None for a parameter that had none.
+    """
+    params = list(params)
+    gradients = [param.grad for param in params]
+    for param in params:
+        param.grad = None
+    return gradients
+
+
+def gradient_norm(gradients: Iterable[Tensor | None], order: float = 2.0) -> Tensor:
+    """Compute the norm of all gradients as one vector, in float32 or better.
+
+    Args:
+        gradients: Tensors of any shape, None for a parameter without a gradient.
+        order: Order of the norm, `math.inf` for the largest entry.
+
+    Returns:
+        A scalar of shape () on the device of the first gradient, not synchronised with the host.
+    """
+    present = [gradient for gradient in gradients if gradient is not None]
+    if not present:
+        return torch.zeros(())
+    double = any(gradient.dtype == torch.float64 for gradient in present)
+    dtype = torch.float64 if double else torch.float32
+    norms = [
+        norm.to(present[0].device)
+        for group in _by_device(present)
+        for norm in torch._foreach_norm(group, order, dtype=dtype)
+    ]
+    return torch.linalg.vector_norm(torch.stack(norms), order)
+
+
+@torch.no_grad()
+def compute_perturbation(
+    params: Mapping[str, Tensor],
+    clean_grad: Sequence[Tensor | None],
+    *,
+    rho: float,
+    adaptive: bool = False,
+    eta: float = 0.01,
+    perturbation_norm: float = 2.0,
+) -> list[Tensor | None]:
+    """Turn the clean gradient into the perturbation, in place.
+
+    For p = 2 this is epsilon = rho * T^2 g / ||T g||_2, with T = 1 SAM's (2010.01412, equation 2);
+    for general p epsilon = rho * T sign(Tg) |Tg|^(q-1) / (||Tg||_q^q)^(1/p). ASAM's T follows its
+    official code: |w| + eta on tensors whose name contains `weight`, 1 on all others. So epsilon
+    has ||epsilon / T||_p = rho, unless the gradient is below `NORM_FLOOR`.
+
+    Args:
+        params: The parameters by name, as `named_parameters` gives them.
+        clean_grad: One gradient for each parameter, of its shape, or None. Consumed: the result
+            lies in the same memory. A loss scale in it does not matter.
+        rho: Radius in parameter space.
+        adaptive: Whether to scale by the weights (ASAM).
+        eta: ASAM's additive term.
+        perturbation_norm: p, greater than 1, `math.inf` included.
+
+    Raises:
+        ValueError: If `rho`, `eta` or `perturbation_norm` is out of its range.
+
+    Returns:
+        The perturbation, aligned with `params`; None where there was no gradient, which stands for
+        zero. Costs two passes over the gradients and, with `adaptive`, a transient copy of them.
+    """
+    require_valid_ascent(rho=rho, eta=eta, perturbation_norm=perturbation_norm)
+    dense = [None if grad is None else _as_dense(grad) for grad in clean_grad]
+    present = [grad for grad in dense if grad is not None]
+    scaled, scales = [], []
+    if adaptive:
+        for (name, param), grad in zip(params.items(), dense, strict=True):
+            if grad is not None and "weight" in name:
+                scaled.append(grad)
+                scales.append(param.detach().abs().add_(eta))
+    _multiply(scaled, scales)
+    _dual_step(present, rho, perturbation_norm)
+    _multiply(scaled, scales)
+    return dense
+
+
+@contextmanager
+def perturbed(params: Iterable[Tensor], perturbation: Iterable[Tensor | None]) -> Iterator[None]:
+    """Move the parameters to w + epsilon, and on leaving put w back, bit for bit.
+
+    The weights come back by copying, also after an exception and also if epsilon is not finite:
+    subtracting epsilon would leave rounding errors, rebinding `.data` moves the storage.
+
+    Args:
+        params: The parameters to move; those without a perturbation are not touched.
+        perturbation: One tensor for each parameter, of its shape, or None. Not kept: pass it
+            without holding on to it, and its memory is free while the block runs.
+
+    Yields:
+        Nothing. Memory: one copy of the parameters that move.
+    """
+    pairs = zip(params, perturbation, strict=True)
+    moving = [(param, epsilon) for param, epsilon in pairs if epsilon is not None]
+    weights = [param for param, _ in moving]
+    saved = [param.detach().clone() for param in weights]
+    try:
+        with torch.no_grad():
+            if weights:
+                torch._foreach_add_(weights, [epsilon for _, epsilon in moving])
+        del pairs, moving, perturbation
+        yield
+    finally:
+        with torch.no_grad():
+            if weights:
+                torch._foreach_copy_(weights, saved)
+
+
+def _dual_step(vectors: list[Tensor], rho: float, p: float) -> None:
+    """Replace x by rho sign(x) (|x| / ||x||_q)^(q-1), in place: the step of p-norm rho along x.
+
+    Equal to rho sign(x) |x|^(q-1) / (||x||_q^q)^(1/p), as q-1 = q/p. For p near 1 the exponent q is
+    large, so x is first divided by its largest entry, or |x|^q would leave the range of floats.
+    """
+    if p == 2.0:
+        _multiply(vectors, rho / gradient_norm(vectors).clamp(min=NORM_FLOOR))
+        return
+    q = 1.0 if p == math.inf else p / (p - 1.0)
+    _multiply(vectors, 1.0 / gradient_norm(vectors, math.inf).clamp(min=NORM_FLOOR))
+    _multiply(vectors, 1.0 / gradient_norm(vectors, q).clamp(min=1.0))
+    for x in vectors:
+        x.copy_(x.sign() * x.abs().pow_(q - 1.0)).mul_(rho)
+
+
+def _multiply(vectors: list[Tensor], factor: Tensor | list[Tensor]) -> None:
+    """Multiply in place: by one scalar of shape (), or each vector by a tensor of its shape."""
+    if isinstance(factor, list):
+        if vectors:
+            torch._foreach_mul_(vectors, factor)
+        return
+    for group in _by_device(vectors):
+        torch._foreach_mul_(group, factor.to(group[0].device))
+
+
+def _by_device(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    groups = defaultdict(list)
+    for tensor in tensors:
+        groups[tensor.device].append(tensor)
+    return list(groups.values())
+
+
+def _as_dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient

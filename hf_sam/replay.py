@@ -1,0 +1,124 @@
+"""What a second forward pass would repeat or spoil: random draws and running statistics."""
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Where each generator stands that a forward pass may draw from."""
+
+    cpu: Tensor  # (bytes,) torch's generator on the host
+    devices: dict[torch.device, Tensor]  # (bytes,) torch's generator on each accelerator
+    numpy: dict[str, Any]
+    python: tuple[Any, ...]
+
+
+def random_state(devices: Iterable[torch.device]) -> RandomState:
+    """Read the state of torch's generators (host and `devices`), numpy's and Python's.
+
+    Args:
+        devices: The devices that the model computes on; the host is always included.
+
+    Returns:
+        A copy of the states, which later draws do not change. No device is synchronised.
+    """
+    return RandomState(
+        cpu=torch.get_rng_state(),
+        devices={
+            device: torch.get_device_module(device).get_rng_state(*_index(device))
+            for device in set(devices)
+            if device.type != "cpu"
+        },
+        numpy=np.random.get_state(legacy=False),
+        python=random.getstate(),
+    )
+
+
+def set_random_state(state: RandomState) -> None:
+    """Put every generator of `state` back to where it stood."""
+    torch.set_rng_state(state.cpu)
+    for device, device_state in state.devices.items():
+        torch.get_device_module(device).set_rng_state(device_state, *_index(device))
+    np.random.set_state(state.numpy)
+    random.setstate(state.python)
+
+
+@contextmanager
+def replayed(state: RandomState) -> Iterator[None]:
+    """Repeat the draws made since `state`: the same dropout and drop-path masks in both passes.
+
+    On leaving the generators stand where they stood on entering, so the draws that follow are those
+    of a training step with one pass.
+
+    Args:
+        state: The generators before the first pass.
+
+    Yields:
+        Nothing.
+    """
+    after = random_state(state.devices)
+    set_random_state(state)
+    try:
+        yield
+    finally:
+        set_random_state(after)
+
+
+@contextmanager
+def running_stats_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what the block does to running statistics, by copying them back.
+
+    All buffers are kept, not only those of known normalisation layers: batch counts, spectral
+    norms and moving codebooks are spoilt by a second pass as well. Setting a momentum to 0 instead
+    would still count batches and would let one overflow turn a running mean into NaN.
+
+    Args:
+        model: The model whose buffers are to be kept.
+
+    Yields:
+        Nothing. Memory: one copy of the buffers.
+    """
+    buffers = list(model.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        _copy_back(buffers, saved)
+
+
+@contextmanager
+def running_stats_undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Put running statistics back only if the block raises; the exception goes on.
+
+    Args:
+        model: The model whose buffers are watched.
+
+    Yields:
+        Nothing. Memory: one copy of the buffers.
+    """
+    buffers = list(model.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    except BaseException:  # Ctrl-C too must leave the model as before the step
+        _copy_back(buffers, saved)
+        raise
+
+
+def _copy_back(buffers: list[Tensor], saved: list[Tensor]) -> None:
+    if buffers:
+        with torch.no_grad():
+            torch._foreach_copy_(buffers, saved)
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    """MPS has a single device, and its functions take none."""
+    return () if device.type == "mps" else (device,)

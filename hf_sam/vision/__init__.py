@@ -1,0 +1,38 @@
+"""Image classification: data, models and what is saved of them."""
+
+from .data import (
+    BadImageError,
+    ImageDataset,
+    Splits,
+    drop_bad_images,
+    find_column,
+    load_digits,
+    load_hub,
+    load_local,
+    select_split,
+    with_class_labels,
+)
+from .models import Classifier, ModelSource, freeze_batch_norm, load_classifier
+from .transforms import build_transforms, mixup_collator, soft_cross_entropy
+from .weights import LoadReport
+
+__all__ = [
+    "BadImageError",
+    "Classifier",
+    "ImageDataset",
+    "LoadReport",
+    "ModelSource",
+    "Splits",
+    "build_transforms",
+    "drop_bad_images",
+    "find_column",
+    "freeze_batch_norm",
+    "load_classifier",
+    "load_digits",
+    "load_hub",
+    "load_local",
+    "mixup_collator",
+    "select_split",
+    "soft_cross_entropy",
+    "with_class_labels",
+]

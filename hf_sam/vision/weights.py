@@ -1,0 +1,79 @@
+"""A weights file put into a model, and the report of what fitted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+TIMM_PREFIX = "timm_model."  # transformers' wrapper puts it before timm's own tensor names
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which tensors of a model got pretrained values."""
+
+    loaded: int  # number of tensors
+    missing: tuple[str, ...]  # in the model, not in the weights: drawn anew
+    unexpected: tuple[str, ...]  # in the weights, not in the model: ignored
+    head_drawn_anew: bool
+
+    def __str__(self) -> str:
+        """Say it in one line, with the first few names of each kind."""
+        if not self.loaded:
+            return f"no pretrained weights: all {len(self.missing)} tensors drawn anew"
+        head = "head drawn anew" if self.head_drawn_anew else "head kept"
+        listed = (f"{_first(self.missing)} missing", f"{_first(self.unexpected)} unexpected")
+        return f"{self.loaded} tensors loaded, {head}; " + ", ".join(listed)
+
+
+def _first(names: tuple[str, ...], most: int = 6) -> str:
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return f"{len(names)} ({shown})" if names else "none"
+
+
+def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> LoadReport:
+    """Copy the tensors of a safetensors file into a model, by name.
+
+    Args:
+        model: Changed in place.
+        weights: The file.
+        head: Name prefixes of the head's tensors, which may have another shape in the file.
+
+    Returns:
+        What was loaded, missing and unexpected.
+
+    Raises:
+        ValueError: If the file cannot be read, none of its tensors fits, or one that is not of the
+            head has another shape.
+    """
+    try:
+        given = {name.removeprefix(TIMM_PREFIX): t for name, t in load_file(weights).items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"`--weights` must be a safetensors file, got {str(weights)!r}: {error}."
+        ) from error
+    own = model.state_dict()
+    fitting = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
+    for name in own.keys() & given.keys() - fitting.keys():
+        if not name.startswith(tuple(head)):
+            raise ValueError(
+                f"`--weights` {str(weights)!r} must fit the model, got {name} of shape "
+                f"{tuple(given[name].shape)} for {tuple(own[name].shape)}: check `--model`, "
+                "`--model_kwargs` and `--image_size`."
+            )
+    if not fitting:
+        raise ValueError(
+            f"`--weights` {str(weights)!r} must have tensors of the model, got none of: "
+            f"{', '.join(list(own)[:3])}, ...: check `--model`."
+        )
+    model.load_state_dict(fitting, strict=False)
+    missing = tuple(name for name in own if name not in fitting)
+    return LoadReport(
+        loaded=len(fitting),
+        missing=missing,
+        unexpected=tuple(name for name in given if name not in own),
+        head_drawn_anew=any(name.startswith(tuple(head)) for name in missing),
+    )

@@ -1,0 +1,161 @@
+"""Fine-tune an image classifier with SAM: load, train, evaluate, save, write the card.
+
+accelerate launch recipes/finetune.py --dataset oxford_pets --rho 0.05
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from checkpoints import find_checkpoint, require_fitting
+from loading import load_splits, model_source, task_of
+from options import DataOptions, ModelOptions, parse_options
+from tasks import Task
+from transformers import set_seed
+from transformers.utils import logging
+
+from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.metrics import compute_metrics, rank_classes
+from hf_sam.model_card import RunFacts, results_table, write_run_card
+from hf_sam.vision import (
+    BadImageError,
+    Classifier,
+    ImageDataset,
+    ModelSource,
+    Splits,
+    build_transforms,
+    freeze_batch_norm,
+    load_classifier,
+    mixup_collator,
+    soft_cross_entropy,
+)
+
+logger = logging.get_logger("finetune")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that is loaded and checked before training."""
+
+    task: Task
+    splits: Splits
+    source: ModelSource
+    classifier: Classifier
+    checkpoint: str | None
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Run the recipe and return its metrics; bad input ends in one message and exit status 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        data, model, args = parse_options(argv)
+        run = load(data, model, args)
+    except ValueError as error:
+        sys.exit(f"finetune.py: {error}")
+    trainer = build_trainer(data, args, run)
+    try:
+        train_metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
+        metrics = {**train_metrics, **trainer.evaluate()}
+    except BadImageError as error:
+        sys.exit(f"finetune.py: {error}")
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("all", metrics, combined=False)
+    if trainer.is_world_process_zero():
+        facts = describe(argv, data, run, metrics)
+        write_run_card(Path(args.output_dir) / "README.md", facts, args)
+        print(f"\n{results_table(metrics)}\n\nmodel, metrics and card: {args.output_dir}")
+    return metrics
+
+
+def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
+    """Load data and model, and check all that can be checked before training.
+
+    Raises:
+        ValueError: Saying what is wrong and what to do.
+    """
+    checkpoint = find_checkpoint(args)
+    set_seed(args.seed)  # the head is drawn here
+    task = task_of(data)
+    with args.main_process_first():
+        splits = load_splits(data, task, seed=args.seed)
+    batch = args.per_device_train_batch_size * args.world_size
+    if batch > len(splits.train):
+        raise ValueError(
+            f"`per_device_train_batch_size` x processes must be <= {len(splits.train)}, the number "
+            f"of training examples, got {batch}."
+        )
+    source = model_source(model, task)
+    classifier = load_classifier(source, splits.label_names)
+    logger.warning(f"model: {classifier.report}")
+    if model.freeze_batch_norm:
+        freeze_batch_norm(classifier.model)
+    if model.channels_last:
+        classifier.model.to(memory_format=torch.channels_last)
+    if checkpoint is not None:
+        require_fitting(Path(checkpoint), classifier.model)
+    return Run(task, splits, source, classifier, checkpoint)
+
+
+def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
+    """Put transforms, metrics and the loss together."""
+    train_transform, eval_transform = build_transforms(
+        run.classifier.data_config,
+        crop_scale=run.task.crop_scale,
+        horizontal_flip=run.task.horizontal_flip,
+        auto_augment=data.auto_augment,
+    )
+    column = run.splits.image_column
+    mixup = {}
+    if data.mixup > 0:
+        smoothing = args.label_smoothing_factor
+        mixup = {
+            "data_collator": mixup_collator(data.mixup, len(run.splits.label_names)),
+            "compute_loss_func": partial(soft_cross_entropy, label_smoothing=smoothing),
+        }
+    return SAMTrainer(
+        model=run.classifier.model,
+        args=args,
+        train_dataset=ImageDataset(
+            run.splits.train, train_transform, image_column=column, split=run.task.train_split
+        ),
+        eval_dataset=ImageDataset(
+            run.splits.eval, eval_transform, image_column=column, split=run.splits.eval_split
+        ),
+        processing_class=run.classifier.processor,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=rank_classes,
+        **mixup,
+    )
+
+
+def describe(
+    argv: Sequence[str], data: DataOptions, run: Run, metrics: dict[str, float]
+) -> RunFacts:
+    """Collect what the model card says beyond the arguments."""
+    source = run.source
+    local = Path(source.name).exists()
+    base = Path(source.name).name
+    is_hub = source.own_weights and not local
+    return RunFacts(
+        dataset=data.dataset or (Path(data.data_dir).name if data.data_dir else "digits"),
+        dataset_id=None if data.data_dir else run.task.hub_id,
+        train_examples=len(run.splits.train),
+        eval_split=run.splits.eval_split,
+        eval_examples=len(run.splits.eval),
+        classes=len(run.splits.label_names),
+        base=base,
+        base_model=(source.name if "/" in source.name else f"timm/{base}") if is_hub else None,
+        timm=run.classifier.processor is None,
+        report=str(run.classifier.report),
+        command=["accelerate", "launch", "recipes/finetune.py", *argv],
+        metrics=metrics,
+        limits=run.task.limits,
+    )
+
+
+if __name__ == "__main__":
+    main()

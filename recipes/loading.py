@@ -1,0 +1,114 @@
+"""From options to data and model."""
+
+import dataclasses
+from pathlib import Path
+
+import datasets
+from options import DataOptions, ModelOptions
+from tasks import TASKS, Task
+from transformers.utils import logging
+
+from hf_sam.vision import (
+    ModelSource,
+    Splits,
+    drop_bad_images,
+    find_column,
+    load_digits,
+    load_hub,
+    load_local,
+    select_split,
+    with_class_labels,
+)
+
+logger = logging.get_logger("finetune")
+EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order of preference
+
+
+def task_of(options: DataOptions) -> Task:
+    """Return the data set's row of the table, with the user's choices in it."""
+    if options.dataset in TASKS or (options.dataset is None and options.data_dir is None):
+        task = TASKS[options.dataset or "digits"]
+    else:  # anyone's own data
+        task = Task(options.dataset, eval_split=None, image_column=None, label_column=None)
+    names = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
+    chosen = {name: getattr(options, name) for name in names}
+    chosen["crop_scale"] = options.crop_scale and tuple(options.crop_scale)
+    return dataclasses.replace(task, **{k: v for k, v in chosen.items() if v is not None})
+
+
+def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
+    """Load the training and the evaluation split, and check that they are what the table says.
+
+    Raises:
+        ValueError: If they cannot be had, or differ from the table on the Hub.
+    """
+    if options.data_dir is not None:
+        found = load_local(Path(options.data_dir))
+    elif task.hub_id is None:
+        found = load_digits()
+    else:
+        found = load_hub(task.hub_id, revision=task.revision, data_files=task.data_files)
+    eval_split = task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
+    train, evaluation = select_split(found, task.train_split), select_split(found, eval_split)
+    _compare_sizes(found, task, local=options.data_dir is not None)
+    splits = with_class_labels(
+        train,
+        evaluation,
+        image_column=find_column(train, task.image_column, kind="image"),
+        label_column=find_column(train, task.label_column, kind="label"),
+        eval_split=eval_split,
+    )
+    train, evaluation = splits.train, splits.eval
+    if options.skip_bad_images:
+        train = _without_bad_images(train, splits.image_column, task.train_split)
+        evaluation = _without_bad_images(evaluation, splits.image_column, eval_split)
+    return dataclasses.replace(
+        splits,
+        train=_sample(train, options.max_train_samples, seed),
+        eval=_sample(evaluation, options.max_eval_samples, seed),
+    )
+
+
+def model_source(options: ModelOptions, task: Task) -> ModelSource:
+    """Return where the model comes from: the user's choice, or the data set's own."""
+    own = options.model is None and options.weights is None and task.init_scratch
+    return ModelSource(
+        name=options.model or task.model,
+        weights=Path(options.weights) if options.weights else None,
+        init_scratch=options.init_scratch or own,
+        model_kwargs=options.parsed_kwargs(),
+        image_size=options.image_size or task.image_size,
+        mean=options.mean,
+        std=options.std,
+    )
+
+
+def _compare_sizes(found: datasets.DatasetDict, task: Task, *, local: bool) -> None:
+    """A Hub copy of another size is not the pinned one; one's own copy may well be a part."""
+    differing = [
+        f"{split} has {len(found[split])} examples, not {size}"
+        for split, size in task.sizes.items()
+        if split in found and len(found[split]) != size
+    ]
+    if differing and not local:
+        raise ValueError(
+            f"`{task.hub_id}` must have the split sizes of the table, but {', '.join(differing)}: "
+            "the copy on the Hub has changed. Download one that has them and pass `--data_dir`."
+        )
+    if differing:
+        logger.warning(f"split sizes differ from the published ones: {', '.join(differing)}")
+
+
+def _without_bad_images(rows: datasets.Dataset, image_column: str, split: str) -> datasets.Dataset:
+    good, bad = drop_bad_images(rows, image_column=image_column)
+    logger.warning(
+        f"{len(bad)} of {len(rows)} images of the {split} split cannot be decoded and are left out"
+        + (f": {', '.join(map(str, bad[:10]))}" if bad else "")
+    )
+    return good
+
+
+def _sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:
+    if most is None or most >= len(rows):
+        return rows
+    return rows.shuffle(seed=seed).select(range(most))

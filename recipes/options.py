@@ -1,0 +1,210 @@
+"""What `finetune.py` can be told, on the command line and in a YAML file."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tasks import TASKS
+from transformers import HfArgumentParser
+
+from hf_sam import SAMConfig
+
+# Where the recipe differs from the Trainer's own defaults: the paper's optimizer and schedule, an
+# evaluation and a checkpoint each epoch. Clip norm from the official code; learning rate, batch
+# and epochs are ours.
+DEFAULTS: dict[str, Any] = {
+    "optim": "sgd",
+    "optim_args": "momentum=0.9",
+    "learning_rate": 0.02,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 1e-5,
+    "max_grad_norm": 5.0,
+    "num_train_epochs": 15,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 64,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 10,
+    "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+def option(text: str, default: Any = None) -> Any:
+    """Declare an option with its help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataOptions:
+    """Which images, and how they are cropped and augmented."""
+
+    dataset: str | None = option(
+        f"A known data set ({', '.join(TASKS)}), or owner/name of any other on the Hub. Unset, it "
+        "is digits, or what --data_dir holds."
+    )
+    data_dir: str | None = option(
+        "Read parquet files (train.parquet, ...) or an image folder (train/<class>/<image>) from "
+        "here instead of the Hub."
+    )
+    train_split: str | None = option("Split to train on; join several as train+validation.")
+    eval_split: str | None = option("Split to measure on.")
+    image_column: str | None = option("Column of the images.")
+    label_column: str | None = option("Column of the labels: class labels, strings or integers.")
+    max_train_samples: int | None = option("Train on a random sample of this many examples.")
+    max_eval_samples: int | None = option("Measure on a random sample of this many examples.")
+    skip_bad_images: bool = option(
+        "Leave out images that cannot be decoded, and count them.", False
+    )
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Least and most share of the area that a training crop covers. Unset, it is "
+            "0.08 1, the paper's ImageNet preprocessing (digits: 0.7 1).",
+        },
+    )
+    horizontal_flip: float | None = option(
+        "Probability that a training image is mirrored. Unset, it is 0.5 (digits: 0)."
+    )
+    auto_augment: str | None = option(
+        "timm's name of an augmentation policy: original for AutoAugment, rand-m9-mstd0.5 for "
+        "RandAugment."
+    )
+    mixup: float = option(
+        "Mix pairs of images with a weight from Beta(mixup, mixup); 0 is off.", 0.0
+    )
+
+    def __post_init__(self) -> None:
+        """Check what needs no data."""
+        known = self.dataset is None or self.dataset in TASKS
+        if not known and ("/" not in self.dataset or self.data_dir):
+            raise ValueError(
+                f"`dataset` must be one of {', '.join(TASKS)}, or owner/name on the Hub, got "
+                f"{self.dataset!r}"
+                + (": leave it out beside `data_dir`." if self.data_dir else ".")
+            )
+        if self.dataset == "digits" and self.data_dir:
+            raise ValueError("`data_dir` must not go with digits, which is bundled: leave one out.")
+        for name in ("max_train_samples", "max_eval_samples"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {value}.")
+        scale = self.crop_scale
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise ValueError(
+                f"`crop_scale` must be two shares, 0 < least <= most <= 1, got {scale}."
+            )
+        if not 0 <= (self.horizontal_flip or 0) <= 1:
+            raise ValueError(f"`horizontal_flip` must be in [0, 1], got {self.horizontal_flip}.")
+        if self.mixup < 0:
+            raise ValueError(f"`mixup` must be >= 0, got {self.mixup}: 0 is off, 0.2 usual.")
+
+
+@dataclass
+class ModelOptions:
+    """Which network, with which weights."""
+
+    model: str | None = option(
+        "A timm name (resnet18, timm/resnet18.a1_in1k), an image classifier on the Hub, or a local "
+        "folder. Unset, it is the data set's own."
+    )
+    weights: str | None = option(
+        "Load this safetensors file into the model; nothing is fetched. The head may be missing."
+    )
+    init_scratch: bool = option("Use no pretrained weights.", False)
+    model_kwargs: str | None = option(
+        'JSON for timm.create_model: \'{"drop_path_rate": 0.1, "pad_type": "same"}\'.'
+    )
+    image_size: int | None = option("Height and width in pixels, instead of the model's own.")
+    mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of the normalisation, three values in [0, 1]."}
+    )
+    std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of the normalisation, three values."}
+    )
+    freeze_batch_norm: bool = option(
+        "Use BatchNorm's statistics as at test time, as the paper's fine-tuning does.", False
+    )
+    channels_last: bool = option(
+        "Keep images channels-last in memory, which is faster for convolutions on CPU and GPU.",
+        True,
+    )
+
+    def __post_init__(self) -> None:
+        """Check what needs no model."""
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and len(value) != 3:
+                raise ValueError(f"`{name}` must be three values (red, green, blue), got {value}.")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"`std` must be > 0, got {self.std}.")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"`image_size` must be >= 1, got {self.image_size}.")
+        self.parsed_kwargs()
+
+    def parsed_kwargs(self) -> dict[str, Any]:
+        """Return `model_kwargs` as a dictionary, from JSON or from a YAML mapping."""
+        kwargs = self.model_kwargs or {}
+        try:
+            kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`model_kwargs` must be JSON, got {kwargs!r}: {error}.") from error
+        if not isinstance(kwargs, dict):
+            raise ValueError(
+                f'`model_kwargs` must be a JSON object {{"name": value}}, got {kwargs}.'
+            )
+        return kwargs
+
+
+def parse_options(
+    argv: Sequence[str] | None = None,
+) -> tuple[DataOptions, ModelOptions, SAMConfig]:
+    """Parse flags, then the file of `--config`, then the defaults: the first to say it wins.
+
+    Raises:
+        ValueError: Saying rule, value and remedy.
+    """
+    parser = HfArgumentParser(
+        (DataOptions, ModelOptions, SAMConfig),
+        description="Fine-tune an image classifier with Sharpness-Aware Minimization.",
+        usage="finetune.py [--config FILE.yaml] [--option value ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="YAML file of options; flags win over it.")
+    parser.set_defaults(**DEFAULTS)
+    names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
+    first, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]}{_near(unknown[0].lstrip('-'), names)}")
+    if first.config:
+        parser.set_defaults(**_read_config(Path(first.config), names))
+        first, _ = parser.parse_known_args(argv)
+    if first.output_dir is None:
+        data_name = Path(first.dataset or first.data_dir or "digits").name
+        parser.set_defaults(output_dir=f"runs/{data_name}-rho{first.rho:g}")
+    data, model, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return data, model, args
+
+
+def _read_config(path: Path, names: set[str]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"`--config` {str(path)!r} cannot be read as YAML: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"`--config` must hold `option: value` lines, got {str(path)!r}.")
+    for name in values:
+        if name not in names:
+            raise ValueError(f"unknown option {name!r} in {str(path)!r}{_near(str(name), names)}")
+    return values
+
+
+def _near(name: str, names: set[str]) -> str:
+    near = difflib.get_close_matches(name.split("=")[0], names, n=1)
+    return f": did you mean {near[0]}?" if near else ": see --help."
