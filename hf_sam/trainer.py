@@ -19,7 +19,7 @@ from .replay import random_state, replayed, running_stats_kept, running_stats_un
 from .step_log import StepLog
 
 if TYPE_CHECKING:
-    AnyTrainer = Trainer  # what a mixin is mixed into
+    from transformers import Trainer as AnyTrainer  # what the mixin is mixed into
 else:
     AnyTrainer = object
 

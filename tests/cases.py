@@ -1,0 +1,160 @@
+"""Small models that each hold one thing SAM implementations get wrong, and a run of the Trainer."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+from hf_sam import SAMConfig, SAMTrainer
+
+FEATURES, HIDDEN, CLASSES, EXAMPLES = 6, 12, 4, 48
+
+
+class Classifier(nn.Module):
+    """Cross-entropy over whatever `body` maps (N, FEATURES) to."""
+
+    def __init__(self, *body: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.body(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Residual(nn.Module):
+    """A layer used by half of the batches only, as with layer drop or experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, FEATURES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x) if float(x[0, 0]) > 0 else x
+
+
+def mlp() -> nn.Module:
+    return Classifier(nn.Linear(FEATURES, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, CLASSES))
+
+
+def batch_norm() -> nn.Module:
+    """No bias before BatchNorm: its gradient is rounding noise, which AdamW would scale up."""
+    return Classifier(
+        nn.Linear(FEATURES, HIDDEN, bias=False),
+        nn.BatchNorm1d(HIDDEN),
+        nn.Tanh(),
+        nn.Linear(HIDDEN, CLASSES),
+    )
+
+
+def dropout() -> nn.Module:
+    return Classifier(
+        nn.Dropout(0.2),
+        nn.Linear(FEATURES, HIDDEN),
+        nn.Tanh(),
+        nn.Dropout(0.3),
+        nn.Linear(HIDDEN, CLASSES),
+    )
+
+
+def dropout_and_batch_norm() -> nn.Module:
+    return Classifier(
+        nn.Linear(FEATURES, HIDDEN, bias=False),
+        nn.BatchNorm1d(HIDDEN),
+        nn.Tanh(),
+        nn.Dropout(0.3),
+        nn.Linear(HIDDEN, CLASSES),
+    )
+
+
+def tied() -> nn.Module:
+    model = Classifier(
+        nn.Linear(FEATURES, FEATURES), nn.Tanh(), nn.Linear(FEATURES, FEATURES), nn.Tanh()
+    )
+    model.body[2].weight = model.body[0].weight
+    model.body.append(nn.Linear(FEATURES, CLASSES))
+    return model
+
+
+def frozen() -> nn.Module:
+    model = mlp()
+    model.body[0].requires_grad_(False)
+    return model
+
+
+def sometimes_used() -> nn.Module:
+    return Classifier(Residual(), nn.Linear(FEATURES, CLASSES))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    f.__name__: f
+    for f in (mlp, batch_norm, dropout, dropout_and_batch_norm, tied, frozen, sometimes_used)
+}
+
+
+def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return MODELS[name]().to(dtype)
+
+
+def examples(dtype: torch.dtype = torch.float64, count: int = EXAMPLES) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, FEATURES, generator=generator, dtype=torch.float64)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return [{"x": row.to(dtype), "labels": label} for row, label in zip(x, labels, strict=True)]
+
+
+class Recorder:
+    """A collator that remembers the micro-batches in the order in which they were trained on."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Tensor]] = []
+
+    def __call__(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        batch = default_data_collator(rows)
+        self.batches.append(copy.deepcopy(batch))
+        return batch
+
+
+def make_trainer(
+    model: nn.Module,
+    tmp_path: Path,
+    *,
+    trainer: type[Trainer] = SAMTrainer,
+    config: type[TrainingArguments] = SAMConfig,
+    dtype: torch.dtype = torch.float64,
+    recorder: Recorder | None = None,
+    data: Any = None,
+    trainer_kwargs: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Trainer:
+    """A Trainer on the CPU, 20 steps of 8 examples by plain SGD unless told otherwise."""
+    defaults = {
+        "output_dir": str(tmp_path),
+        "max_steps": 20,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "logging_steps": 5,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    return trainer(
+        model=model,
+        args=config(**{**defaults, **settings}),
+        train_dataset=examples(dtype) if data is None else data,
+        data_collator=recorder or default_data_collator,
+        **(trainer_kwargs or {}),
+    )

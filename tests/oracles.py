@@ -1,0 +1,101 @@
+"""The papers' equations on flat float64 vectors, written without the package.
+
+w are the weights, g a gradient, T ASAM's scaling; all of shape (parameters,).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Gradient = Callable[[Tensor, Any], Tensor]  # (w, micro-batch) -> g
+
+
+def perturbation(g: Tensor, *, rho: float, p: float = 2.0, scale: Tensor | None = None) -> Tensor:
+    """Rho T sign(Tg) |Tg|^(q-1) / (||Tg||_q^q)^(1/p), with 1/p + 1/q = 1 (2010.01412, eq. 2)."""
+    scale = torch.ones_like(g) if scale is None else scale
+    x = scale * g
+    if p == math.inf:
+        return rho * scale * x.sign()
+    q = 1.0 / (1.0 - 1.0 / p)
+    return rho * scale * x.sign() * x.abs() ** (q - 1.0) / (x.abs() ** q).sum() ** (1.0 / p)
+
+
+def sam_gradient(
+    gradient: Gradient,
+    w: Tensor,
+    window: Sequence[Any],
+    *,
+    rho: float,
+    p: float = 2.0,
+    adaptive: Tensor | None = None,
+    eta: float = 0.01,
+) -> Tensor:
+    """Mean over the window of each micro-batch's gradient at w + its own epsilon (m-sharpness).
+
+    `adaptive` is a mask of the weights that ASAM scales (2102.11600, official code).
+    """
+    total = torch.zeros_like(w)
+    for batch in window:
+        draws = torch.get_rng_state()
+        g = gradient(w, batch)
+        after = torch.get_rng_state()
+        scale = None if adaptive is None else torch.where(adaptive, w.abs() + eta, 1.0)
+        epsilon = perturbation(g, rho=rho, p=p, scale=scale) if rho else 0.0
+        torch.set_rng_state(draws)
+        total += gradient(w + epsilon, batch)
+        torch.set_rng_state(after)
+    return total / len(window)
+
+
+def sgd(w: Tensor, g: Tensor, state: dict[str, Tensor], *, lr: float, momentum: float) -> Tensor:
+    """V <- momentum v + g; w <- w - lr v."""
+    state["v"] = momentum * state["v"] + g if "v" in state else g
+    return w - lr * state["v"]
+
+
+def adamw(w: Tensor, g: Tensor, state: dict[str, Any], *, lr: float) -> Tensor:
+    """AdamW without decay (1711.05101, algorithm 2): beta 0.9 and 0.999, epsilon 1e-8."""
+    state["t"] = t = state.get("t", 0) + 1
+    state["m"] = 0.9 * state.get("m", 0.0) + 0.1 * g
+    state["v"] = 0.999 * state.get("v", 0.0) + 0.001 * g * g
+    return w - lr * (state["m"] / (1 - 0.9**t)) / ((state["v"] / (1 - 0.999**t)).sqrt() + 1e-8)
+
+
+def clip(g: Tensor, max_norm: float) -> Tensor:
+    """Torch's rule for clipping by the global norm."""
+    return g * min(1.0, max_norm / (float(g.norm()) + 1e-6))
+
+
+def flat_gradient(model: nn.Module, loss: Callable[[Any, Any], Tensor] | None = None) -> Gradient:
+    """Turn a model into (w, batch) -> g over its trainable parameters, tied ones once."""
+    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+    def compute(w: Tensor, batch: Any) -> Tensor:
+        w = w.clone().requires_grad_()
+        pieces = w.split([p.numel() for p in params.values()])
+        values = {n: x.view_as(p) for (n, p), x in zip(params.items(), pieces, strict=True)}
+        out = functional_call(model, values, kwargs=batch)
+        (g,) = torch.autograd.grad(loss(out, batch) if loss else out["loss"], w)
+        return g
+
+    return compute
+
+
+def flat_weights(model: nn.Module) -> Tensor:
+    """The trainable parameters as one float64 vector."""
+    return torch.cat([p.detach().double().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def weight_mask(model: nn.Module) -> Tensor:
+    """Which entries of the flat vector belong to tensors whose name contains `weight`."""
+    return torch.cat(
+        [
+            torch.full((p.numel(),), "weight" in name)
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        ]
+    )
