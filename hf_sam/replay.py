@@ -73,6 +73,27 @@ def replayed(state: RandomState) -> Iterator[None]:
 
 
 @contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Draw what these numbers determine, whatever was drawn before; then go on as if nothing was.
+
+    Args:
+        *numbers: For instance a seed, an epoch and an index; not negative.
+
+    Yields:
+        Nothing.
+    """
+    before = random_state([])
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+@contextmanager
 def running_stats_kept(model: nn.Module) -> Iterator[None]:
     """Undo what the block does to running statistics, by copying them back.
 

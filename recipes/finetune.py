@@ -23,13 +23,13 @@ from hf_sam.model_card import RunFacts, results_table, write_run_card
 from hf_sam.vision import (
     BadImageError,
     Classifier,
+    EpochOfData,
     ImageDataset,
     ModelSource,
     Splits,
     build_transforms,
     freeze_batch_norm,
     load_classifier,
-    mixup_collator,
     soft_cross_entropy,
 )
 
@@ -101,7 +101,7 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
 
 
 def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
-    """Put transforms, metrics and the loss together."""
+    """Put data, transforms, metrics and the loss together."""
     train_transform, eval_transform = build_transforms(
         run.classifier.data_config,
         crop_scale=run.task.crop_scale,
@@ -109,26 +109,29 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         auto_augment=data.auto_augment,
     )
     column = run.splits.image_column
-    mixup = {}
-    if data.mixup > 0:
-        smoothing = args.label_smoothing_factor
-        mixup = {
-            "data_collator": mixup_collator(data.mixup, len(run.splits.label_names)),
-            "compute_loss_func": partial(soft_cross_entropy, label_smoothing=smoothing),
-        }
+    train_dataset = ImageDataset(
+        run.splits.train,
+        train_transform,
+        image_column=column,
+        split=run.task.train_split,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        mixup=data.mixup,
+        classes=len(run.splits.label_names),
+    )
+    eval_dataset = ImageDataset(
+        run.splits.eval, eval_transform, image_column=column, split=run.splits.eval_split
+    )
+    soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
     return SAMTrainer(
         model=run.classifier.model,
         args=args,
-        train_dataset=ImageDataset(
-            run.splits.train, train_transform, image_column=column, split=run.task.train_split
-        ),
-        eval_dataset=ImageDataset(
-            run.splits.eval, eval_transform, image_column=column, split=run.splits.eval_split
-        ),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         processing_class=run.classifier.processor,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=rank_classes,
-        **mixup,
+        compute_loss_func=soft_loss if data.mixup > 0 else None,
+        callbacks=[EpochOfData(train_dataset)],
     )
 
 

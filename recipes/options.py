@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +174,7 @@ def parse_options(
     parser = HfArgumentParser(
         (DataOptions, ModelOptions, SAMConfig),
         description="Fine-tune an image classifier with Sharpness-Aware Minimization.",
+        prog="finetune.py",
         usage="finetune.py [--config FILE.yaml] [--option value ...]",
         allow_abbrev=False,
     )
@@ -189,6 +191,8 @@ def parse_options(
         data_name = Path(first.dataset or first.data_dir or "digits").name
         parser.set_defaults(output_dir=f"runs/{data_name}-rho{first.rho:g}")
     data, model, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
+        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     return data, model, args
 
 

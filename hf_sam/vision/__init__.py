@@ -2,6 +2,7 @@
 
 from .data import (
     BadImageError,
+    EpochOfData,
     ImageDataset,
     Splits,
     drop_bad_images,
@@ -13,12 +14,13 @@ from .data import (
     with_class_labels,
 )
 from .models import Classifier, ModelSource, freeze_batch_norm, load_classifier
-from .transforms import build_transforms, mixup_collator, soft_cross_entropy
+from .transforms import build_transforms, soft_cross_entropy
 from .weights import LoadReport
 
 __all__ = [
     "BadImageError",
     "Classifier",
+    "EpochOfData",
     "ImageDataset",
     "LoadReport",
     "ModelSource",
@@ -31,7 +33,6 @@ __all__ = [
     "load_digits",
     "load_hub",
     "load_local",
-    "mixup_collator",
     "select_split",
     "soft_cross_entropy",
     "with_class_labels",

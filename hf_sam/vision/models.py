@@ -229,12 +229,9 @@ def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Class
             f"`--model_kwargs` must go with a timm model, got them with {source.name!r}: "
             "leave them out."
         )
-    config = AutoConfig.from_pretrained(
-        source.name,
-        num_labels=len(label_names),
-        id2label=dict(enumerate(label_names)),
-        label2id={name: i for i, name in enumerate(label_names)},
-    )
+    config = AutoConfig.from_pretrained(source.name)
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: i for i, name in enumerate(label_names)}
     if source.own_weights:
         model, info = AutoModelForImageClassification.from_pretrained(
             source.name,

@@ -1,18 +1,14 @@
 """From an image to what the network sees, by timm's transforms."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.data import create_transform
 from torch import Tensor
-from torchvision.transforms.v2 import MixUp
-from transformers import default_data_collator
 
 from .data import Transform
-
-Examples = Sequence[dict[str, Any]]
 
 
 def build_transforms(
@@ -45,26 +41,6 @@ def build_transforms(
         color_jitter=None,
     )
     return train, create_transform(**shared, crop_pct=data_config["crop_pct"])
-
-
-def mixup_collator(alpha: float, classes: int) -> Callable[[Examples], dict[str, Tensor]]:
-    """Build a collator that mixes each image and its label with another of the batch.
-
-    Args:
-        alpha: Of the Beta(alpha, alpha) that the mixing weight is drawn from (arXiv 1710.09412).
-        classes: Number of classes.
-
-    Returns:
-        A function from examples to `pixel_values` (N, 3, height, width) and `labels` (N, classes).
-    """
-    mix = MixUp(alpha=alpha, num_classes=classes)
-
-    def collate(examples: Examples) -> dict[str, Tensor]:
-        batch = default_data_collator(list(examples))
-        images, labels = mix(batch["pixel_values"], batch["labels"])
-        return {"pixel_values": images, "labels": labels}
-
-    return collate
 
 
 def soft_cross_entropy(

@@ -1,0 +1,42 @@
+"""Who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TORCH_ONLY = ("perturbation", "replay", "distributed", "step_log")
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of what a file imports; relative imports as `.module`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." * node.level + (node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("module", TORCH_ONLY)
+def test_the_mathematics_needs_torch_only(module: str) -> None:
+    found = imports(ROOT / "hf_sam" / f"{module}.py")
+    allowed = set(sys.stdlib_module_names) | {"torch", "numpy"}
+    assert not {name for name in found if name.lstrip(".") not in allowed}
+
+
+def test_recipes_use_public_modules_only() -> None:
+    for path in (ROOT / "recipes").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_sam"):
+                assert not any(alias.name.startswith("_") for alias in node.names), path
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, hf_sam; print({'matplotlib', 'timm', 'evaluate'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
