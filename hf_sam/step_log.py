@@ -26,8 +26,8 @@ class StepLog:
 
     def finite_or_mean(self, loss: Tensor, global_step: int) -> Tensor:
         """Return the loss, or the running mean for a nan or inf, as the Trainer's filter does."""
-        mean = torch.as_tensor(self.perturbed_loss / (1 + global_step - self.first_step))
-        return torch.where(torch.isfinite(loss), loss, mean.to(loss))
+        mean = torch.zeros_like(loss) + self.perturbed_loss / (1 + global_step - self.first_step)
+        return torch.where(torch.isfinite(loss), loss, mean)
 
     def sums(self, device: torch.device) -> Tensor:
         """Return the sums and the count as float32 of shape (1, 3), to be gathered over ranks."""

@@ -191,6 +191,11 @@ def parse_options(
         data_name = Path(first.dataset or first.data_dir or "digits").name
         parser.set_defaults(output_dir=f"runs/{data_name}-rho{first.rho:g}")
     data, model, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if args.push_to_hub:
+        raise ValueError(
+            "`push_to_hub` comes with a later release: push the finished folder, card and all, "
+            f"with `hf upload owner/name {args.output_dir}`."
+        )
     if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     return data, model, args

@@ -46,6 +46,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--max_train_samples 0", "`max_train_samples` must be >= 1, got 0"),
     ("--image_size 0", "`image_size` must be >= 1, got 0"),
     ("--config none.yaml", "`--config` 'none.yaml' cannot be read as YAML"),
+    ("--push_to_hub", "`push_to_hub` comes with a later release: push the finished folder"),
     ("--resume_from_checkpoint last", "needs a checkpoint in .*, and there is none"),
     ("--resume_from_checkpoint nowhere", "must be a checkpoint folder of the Trainer, or last"),
     ("--model test_vit --init_scratch --freeze_batch_norm", "needs a model with BatchNorm"),

@@ -1,0 +1,87 @@
+"""What the README says is true: its code runs, its tables are those of the code.
+
+`python tests/test_readme.py` writes the generated parts anew.
+"""
+
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from hf_sam import SAMArguments
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def settings_table() -> str:
+    rows = [f"| `{f.name}` | {f.default} | {f.metadata['help']} |" for f in fields(SAMArguments)]
+    return "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
+
+
+def cost_table() -> str:
+    facts = json.loads((ROOT / "benchmarks" / "step_cost.json").read_text())
+    rows = ["| model | over two passes | over the plain step |", "|---|---|---|"]
+    for result in facts["results"]:
+        cells = [f"{q[1]:.3f} ({q[0]:.3f} to {q[2]:.3f})" for q in result["ratios"].values()]
+        name = f"{result['model']}, {result['image_size']} px, batch {result['batch_size']}"
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+GENERATED = {"settings": settings_table, "step cost": cost_table}
+
+
+def with_generated_parts(text: str) -> str:
+    for name, table in GENERATED.items():
+        pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->)"
+        content = table()
+        text, found = re.subn(
+            pattern, lambda m, c=content: f"{m[1]}\n{c}\n\n{m[2]}", text, flags=re.DOTALL
+        )
+        assert found == 1, name
+    return text
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    text = README.read_text()
+    assert with_generated_parts(text) == text, "run `python tests/test_readme.py`"
+
+
+def code_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", code_blocks())
+def test_code_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_named_options_exist() -> None:
+    from options import parse_options
+
+    readme = README.read_text()
+    known = {option for option in re.findall(r"--[a-z_]+", readme)} - {"--config"}
+    for option in known - {"--help"}:
+        with pytest.raises((SystemExit, ValueError)) as refused:
+            parse_options([option, "--no_such_option"])
+        assert f"unknown option {option}" not in str(refused.value), option
+
+
+def test_two_commands_are_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z]+)", README.read_text()):
+        assert f"\n{target}:" in makefile, target
+
+
+def test_says_which_sam_this_is_once() -> None:
+    assert README.read_text().count("Segment Anything") == 1
+
+
+if __name__ == "__main__":
+    README.write_text(with_generated_parts(README.read_text()))
+    sys.exit()
