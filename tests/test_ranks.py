@@ -13,8 +13,8 @@ def test_two_ranks_equal_the_oracle(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, "--master_port", "0", str(HERE / "ranks.py"), str(tmp_path)],
-        env=env, capture_output=True, text=True, timeout=240,
+        [*launch, "--standalone", str(HERE / "ranks.py"), str(tmp_path)],
+        env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     results = [tmp_path / f"rank{rank}.json" for rank in (0, 1)]
     assert all(path.exists() for path in results), done.stderr[-3000:]
