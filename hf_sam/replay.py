@@ -1,7 +1,7 @@
 """What a second forward pass would repeat or spoil: random draws and running statistics."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -107,12 +107,11 @@ def running_stats_kept(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing. Memory: one copy of the buffers.
     """
-    buffers = list(model.buffers())
-    saved = [buffer.clone() for buffer in buffers]
+    restore = _restorer(model.buffers())
     try:
         yield
     finally:
-        _copy_back(buffers, saved)
+        restore()
 
 
 @contextmanager
@@ -125,19 +124,25 @@ def running_stats_undone_on_error(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing. Memory: one copy of the buffers.
     """
-    buffers = list(model.buffers())
-    saved = [buffer.clone() for buffer in buffers]
+    restore = _restorer(model.buffers())
     try:
         yield
     except BaseException:  # Ctrl-C too must leave the model as before the step
-        _copy_back(buffers, saved)
+        restore()
         raise
 
 
-def _copy_back(buffers: list[Tensor], saved: list[Tensor]) -> None:
-    if buffers:
-        with torch.no_grad():
-            torch._foreach_copy_(buffers, saved)
+def _restorer(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Return what copies today's values back into the tensors."""
+    tensors = list(tensors)
+    saved = [tensor.clone() for tensor in tensors]
+
+    @torch.no_grad()
+    def restore() -> None:
+        if tensors:
+            torch._foreach_copy_(tensors, saved)
+
+    return restore
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:

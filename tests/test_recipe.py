@@ -10,20 +10,12 @@ from typing import Any
 import finetune
 import numpy as np
 import pytest
-import timm
 import torch
 from huggingface_hub import ModelCard
 from images import LABEL_NAMES, TINY, dataset, finetune_on, pictures, write_parquet
 from options import parse_options
-from safetensors.torch import save_file
 from tasks import TASKS
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-)
+from transformers import AutoModelForImageClassification
 
 from hf_sam.vision import ImageDataset
 
@@ -95,111 +87,6 @@ def test_sharded_parquet_and_joined_splits(tmp_path: Path) -> None:
     assert len(load_splits(data, task_of(data), seed=0).train) == 36
 
 
-def logits(model: Any, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        out = model.eval()(images)
-    return out if isinstance(out, torch.Tensor) else out.logits
-
-
-def backbone(path: Path) -> Path:
-    """A weights file without its head, as backbones are published."""
-    torch.manual_seed(3)
-    state = timm.create_model("test_resnet").state_dict()
-    save_file({n: t for n, t in state.items() if not n.startswith("fc.")}, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        [],
-        ["--model", "test_vit"],
-        ["--model", "test_efficientnet", "--model_kwargs", '{"drop_rate": 0.1}'],
-        ["--model", "mobilenetv2_035", "--model_kwargs", '{"pad_type": "same", "bn_eps": 1e-3}'],
-        ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25", "--no_channels_last"],
-        ["--weights"],
-    ],
-    ids=str,
-)
-def test_saved_model_loads_in_both_libraries(
-    options: list[str], data: Path, tmp_path: Path
-) -> None:
-    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out"), *options]
-    if options == ["--weights"]:
-        argv[-1:] = ["--weights", str(backbone(tmp_path / "w.safetensors"))]
-        argv.remove("--init_scratch")
-    parsed = parse_options(argv)
-    run = finetune.load(*parsed)
-    trainer = finetune.build_trainer(parsed[0], parsed[2], run)
-    trainer.train()
-    trainer.save_model()
-    out = tmp_path / "out"
-    images = torch.randn(2, 3, 32, 32)
-    trained = run.classifier.model.to(memory_format=torch.contiguous_format)
-    expected = logits(trained, images)
-    wrapped = AutoModelForImageClassification.from_pretrained(out)
-    assert torch.equal(logits(wrapped, images), expected)
-    assert wrapped.config.id2label == dict(enumerate(LABEL_NAMES))
-    plain = timm.create_model(f"local-dir:{out}", pretrained=True)
-    assert torch.equal(logits(plain, images), expected)
-    # both libraries prepare images as training did
-    config = timm.data.resolve_data_config({}, pretrained_cfg=plain.pretrained_cfg)
-    assert tuple(config["input_size"]) == (3, 32, 32)
-    assert tuple(config["mean"]) == tuple(run.classifier.data_config["mean"])
-    processor = AutoImageProcessor.from_pretrained(out)
-    assert processor(pictures(1))["pixel_values"].shape == (1, 3, 32, 32)
-    # and the folder is a start for another run, with another head
-    argv[argv.index("--output_dir") + 1] = str(tmp_path / "again")
-    again = [a for a in argv if a != "--init_scratch"]
-    if "--weights" in again:
-        del again[again.index("--weights") : again.index("--weights") + 2]
-    reloaded = finetune.load(*parse_options([*again, "--model", str(out)])).classifier
-    assert not reloaded.report.head_drawn_anew
-    assert not reloaded.report.missing
-
-
-def test_weights_are_reported(tmp_path: Path, data: Path) -> None:
-    argv = [a for a in TINY if a != "--init_scratch"]
-    argv += ["--weights", str(backbone(tmp_path / "w.safetensors")), "--data_dir", str(data)]
-    report = finetune.load(*parse_options([*argv, "--output_dir", str(tmp_path)])).classifier.report
-    assert report.missing == ("fc.weight", "fc.bias")
-    assert (report.unexpected, report.head_drawn_anew) == ((), True)
-    assert str(report) == (
-        f"{report.loaded} tensors loaded, head drawn anew; 2 (fc.weight, fc.bias) missing, "
-        "none unexpected"
-    )
-
-
-def small_vit(folder: Path, labels: int) -> ViTForImageClassification:
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        image_size=32, patch_size=8, num_labels=labels,
-    )  # fmt: skip
-    model = ViTForImageClassification(config)
-    model.save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    ViTImageProcessor(size=size, image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder)
-    return model
-
-
-@pytest.mark.parametrize("labels", [3, 7])
-def test_transformers_classifier(labels: int, data: Path, tmp_path: Path) -> None:
-    """Its own head is kept where the number of classes agrees, and drawn anew where not."""
-    start = small_vit(tmp_path / "vit", labels)
-    argv = [a for a in TINY if a != "--init_scratch"]
-    argv += ["--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
-    argv += ["--model", str(tmp_path / "vit")]
-    classifier = finetune.load(*parse_options(argv)).classifier
-    assert classifier.report.head_drawn_anew == (labels != 3)
-    assert torch.equal(classifier.model.vit.embeddings.cls_token, start.vit.embeddings.cls_token)
-    assert list(classifier.data_config["mean"]) == [0.1, 0.2, 0.3]
-    finetune.main(argv)
-    saved = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
-    assert saved.config.id2label == dict(enumerate(LABEL_NAMES))
-    assert list(AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean) == [0.1, 0.2, 0.3]
-
-
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     # 5e-2 is a string to YAML 1.1, and a number to the user
@@ -244,20 +131,6 @@ def test_resume_gives_the_same_model(data: Path, tmp_path: Path) -> None:
         for folder in (tmp_path / "straight", interrupted)
     )
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-
-
-def test_frozen_batch_norm_keeps_its_statistics(data: Path, tmp_path: Path) -> None:
-    options = ["--weights", str(backbone(tmp_path / "w.safetensors")), "--freeze_batch_norm"]
-    argv = [a for a in TINY if a != "--init_scratch"]
-    argv += ["--data_dir", str(data), "--output_dir", str(tmp_path / "out"), *options]
-    finetune.main(argv)
-    torch.manual_seed(3)
-    before = timm.create_model("test_resnet").state_dict()
-    after = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).state_dict()
-    statistics = [name for name in before if "running" in name or "num_batches" in name]
-    affine = [name.replace("running_mean", "weight") for name in before if "running_mean" in name]
-    assert all(torch.equal(before[name], after[name]) for name in statistics)
-    assert any(not torch.equal(before[name], after[name]) for name in affine)
 
 
 def test_augmentations_and_mixup_train(data: Path, tmp_path: Path) -> None:

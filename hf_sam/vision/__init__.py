@@ -1,11 +1,8 @@
 """Image classification: data, models and what is saved of them."""
 
+from .classifier import Classifier, ModelSource, freeze_batch_norm
 from .data import (
-    BadImageError,
-    EpochOfData,
-    ImageDataset,
     Splits,
-    drop_bad_images,
     find_column,
     load_digits,
     load_hub,
@@ -13,7 +10,8 @@ from .data import (
     select_split,
     with_class_labels,
 )
-from .models import Classifier, ModelSource, freeze_batch_norm, load_classifier
+from .dataset import BadImageError, EpochOfData, ImageDataset, drop_bad_images
+from .models import load_classifier
 from .transforms import build_transforms, soft_cross_entropy
 from .weights import LoadReport
 

@@ -1,28 +1,15 @@
 """Images and labels from the Hub, from files, from folders or bundled, brought to one form."""
 
-import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
-import numpy as np
-import torch
 from datasets import ClassLabel, DatasetDict, Image
-from PIL.Image import Image as PILImage
 from PIL.Image import fromarray
-from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..replay import seeded
-
-Transform = Callable[[PILImage], Tensor]  # RGB image -> (3, height, width)
-
-
-class BadImageError(ValueError):
-    """An image that cannot be decoded; the message names its split and index."""
+from .dataset import first_line
 
 
 @dataclass(frozen=True)
@@ -37,86 +24,6 @@ class Splits:
     image_column: str
     label_names: list[str]  # (classes,) in the order of the integer labels
     eval_split: str  # the name of the split that is measured on
-
-
-class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Decodes, converts to RGB and transforms one image at a time, as the Trainer asks for it.
-
-    What is random about an example is a function of seed, epoch and index: an interrupted run goes
-    on with the same crops, and runs that differ in anything else see the same ones.
-    """
-
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        transform: Transform,
-        *,
-        image_column: str,
-        split: str,
-        seed: int = 0,
-        mixup: float = 0.0,
-        classes: int = 0,
-    ) -> None:
-        """Wrap rows as `Splits` has them.
-
-        Args:
-            rows: The examples, with `image_column`, `label` and `index`.
-            transform: From an RGB image to (3, height, width).
-            image_column: Where the images are.
-            split: The split's name, for messages.
-            seed: Of all that is random about the examples.
-            mixup: If > 0, each image and its label are mixed with those of another example, by a
-                weight from Beta(mixup, mixup) (arXiv 1710.09412).
-            classes: Number of classes, for mixed labels.
-        """
-        self.rows = rows.cast_column(image_column, Image(decode=False))
-        self.transform = transform
-        self.image_column = image_column
-        self.split = split
-        self.seed = seed
-        self.mixup = mixup
-        self.classes = classes
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return `pixel_values` (3, height, width) and `labels`: an integer, or (classes,) mixed.
-
-        Raises:
-            BadImageError: If the image cannot be decoded.
-        """
-        with seeded(self.seed, int(self.epoch), index):
-            image, label = self._example(index)
-            if self.mixup == 0:
-                return {"pixel_values": image, "labels": label}
-            weight = random.betavariate(self.mixup, self.mixup)
-            other_image, other_label = self._example(random.randrange(len(self)))
-            labels = torch.zeros(self.classes)
-            labels[label] += weight
-            labels[other_label] += 1 - weight
-            return {"pixel_values": weight * image + (1 - weight) * other_image, "labels": labels}
-
-    def _example(self, index: int) -> tuple[Tensor, int]:
-        row = self.rows[index]
-        image = _decode(row[self.image_column], row["index"], self.split)
-        return self.transform(image), row["label"]
-
-
-class EpochOfData(TrainerCallback):
-    """Tells a data set which epoch it is, so that its random crops differ between epochs."""
-
-    def __init__(self, data: ImageDataset) -> None:
-        """Remember the data set to tell."""
-        self.data = data
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Set the epoch; in a run that is resumed, that of the interruption."""
-        self.data.epoch.fill_(int(state.epoch or 0))
 
 
 def load_hub(
@@ -139,7 +46,7 @@ def load_hub(
         return datasets.load_dataset(hub_id, revision=revision, data_files=data_files)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"data set `{hub_id}` cannot be loaded from the Hub: {_first_line(error)} "
+            f"data set `{hub_id}` cannot be loaded from the Hub: {first_line(error)} "
             "Without a network use `--data_dir DIR` (parquet files or an image folder), or "
             "`--dataset digits`, which is bundled."
         ) from error
@@ -172,7 +79,7 @@ def load_local(data_dir: Path) -> DatasetDict:
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"`--data_dir` must hold parquet files (`train.parquet`) or an image folder "
-            f"(`train/<class>/<image>`), got {str(data_dir)!r}: {_first_line(error)}"
+            f"(`train/<class>/<image>`), got {str(data_dir)!r}: {first_line(error)}"
         ) from error
 
 
@@ -291,46 +198,3 @@ def with_class_labels(
         label_names=names,
         eval_split=eval_split,
     )
-
-
-def drop_bad_images(
-    rows: datasets.Dataset, *, image_column: str
-) -> tuple[datasets.Dataset, list[int]]:
-    """Leave out the images that cannot be decoded. Decodes every image once.
-
-    Args:
-        rows: The examples, with `image_column` and `index`.
-        image_column: Where the images are.
-
-    Returns:
-        The rows that are left, and the `index` of each that is not.
-    """
-
-    def decodes(row: dict[str, Any]) -> bool:
-        try:
-            _decode(row[image_column], row["index"], "")
-        except BadImageError:
-            return False
-        return True
-
-    raw = rows.cast_column(image_column, Image(decode=False))
-    good = raw.filter(decodes, desc="Checking images")
-    return good, sorted(set(rows["index"]) - set(good["index"]))
-
-
-def _decode(encoded: dict[str, Any], index: int, split: str) -> PILImage:
-    """Decode one image to RGB, as datasets does, orientation included."""
-    try:
-        image = Image().decode_example(encoded)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling
-            image = fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
-    except Exception as error:  # Pillow raises errors of many unrelated types on broken files
-        raise BadImageError(
-            f"image {index} of the {split} split cannot be decoded ({_first_line(error)}): remove "
-            "it, or pass `--skip_bad_images`."
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,18 +1,14 @@
-"""Image classifiers by name, folder or weights file, saved so that two libraries load them."""
+"""Image classifiers by name, folder or weights file."""
 
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub import snapshot_download
-from safetensors.torch import save_file
 from timm.data import resolve_data_config
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,46 +17,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .classifier import Classifier, ModelSource
+from .timm_models import load_timm_folder, load_timm_name
 from .weights import LoadReport, fill_weights
 
-TimmModel = Any  # timm carries no types
 # timm's names of Pillow's resampling codes, in the order of the codes
 PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from and what of it is overridden, as the user said it."""
-
-    name: str  # a timm name, an image classifier on the Hub, or a local folder
-    weights: Path | None = None  # safetensors of a backbone, or of all of the model
-    init_scratch: bool = False  # no pretrained weights at all
-    model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for timm.create_model
-    image_size: int | None = None  # pixels, height and width
-    mean: Sequence[float] | None = None  # (3,) of the normalisation
-    std: Sequence[float] | None = None  # (3,)
-
-    @property
-    def own_weights(self) -> bool:
-        """Whether the weights that belong to the name are wanted."""
-        return self.weights is None and not self.init_scratch
-
-    @property
-    def data_options(self) -> dict[str, Any]:
-        """The entries of the data config that are overridden, as timm names them."""
-        size = None if self.image_size is None else (3, self.image_size, self.image_size)
-        options = {"input_size": size, "mean": self.mean, "std": self.std}
-        return {name: value for name, value in options.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A classifier, what its images must look like, and what was loaded into it."""
-
-    model: PreTrainedModel
-    data_config: dict[str, Any]  # input_size (3, height, width), mean, std, interpolation, crop_pct
-    processor: BaseImageProcessor | None  # to be saved beside the model; timm's is in its config
-    report: LoadReport
 
 
 def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifier:
@@ -85,12 +47,12 @@ def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifi
     try:
         if not folder.is_dir():
             if timm.is_model(source.name.removeprefix("timm/")):
-                return _load_timm_name(source, label_names)
+                return load_timm_name(source, label_names)
             if AutoConfig.from_pretrained(source.name).model_type == "timm_wrapper":
                 files = ["config.json", "model.safetensors"]
                 folder = Path(snapshot_download(source.name, allow_patterns=files))
         if folder.is_dir() and "architecture" in json.loads((folder / "config.json").read_text()):
-            return _load_timm_folder(folder, source, label_names)
+            return load_timm_folder(folder, source, label_names)
         return _load_transformers(source, label_names)
     except OSError as error:
         raise ValueError(
@@ -99,127 +61,6 @@ def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifi
             "Hub (owner/name) or a local folder with a config.json. Without a network use a local "
             "folder, or a timm name with `--weights FILE` or `--init_scratch`."
         ) from error
-
-
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Use BatchNorm's statistics as at test time, as the paper's fine-tuning does.
-
-    The affine parameters go on training. Done by a hook before each forward pass, because the
-    Trainer puts the model into training mode at every step.
-
-    Args:
-        model: Changed in place.
-
-    Raises:
-        ValueError: If there is no BatchNorm in the model.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        raise ValueError("`--freeze_batch_norm` needs a model with BatchNorm: leave it out.")
-
-    def use_running_stats(module: nn.Module, args: Any) -> None:
-        for norm in norms:
-            norm.eval()
-
-    model.register_forward_pre_hook(use_running_stats)
-
-
-def _load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifier:
-    """Load a model that timm lists, its weights from the Hub, a file, or not at all."""
-    name = source.name.removeprefix("timm/")
-    pretrained_cfg = timm.get_pretrained_cfg(name)
-    if source.own_weights and not pretrained_cfg.has_weights:
-        raise ValueError(
-            f"timm has no pretrained weights for `{name}`: pass `--weights FILE.safetensors` or "
-            "`--init_scratch`."
-        )
-    kwargs = _timm_kwargs(source, fixed_size=pretrained_cfg.fixed_input_size)
-    model = _create_timm(name, kwargs, pretrained=source.own_weights, num_classes=len(label_names))
-    if source.own_weights:
-        classes_differ = pretrained_cfg.num_classes != len(label_names)
-        report = LoadReport(len(model.state_dict()), (), (), head_drawn_anew=classes_differ)
-    else:
-        report = _fill_timm(model, source.weights)
-    return _wrap_timm(model, kwargs, source, label_names, report)
-
-
-def _load_timm_folder(folder: Path, source: ModelSource, label_names: Sequence[str]) -> Classifier:
-    """Load a folder that timm or transformers' timm wrapper has saved."""
-    config = json.loads((folder / "config.json").read_text())
-    pretrained_cfg = config.get("pretrained_cfg", {})
-    kwargs = dict(config.get("model_args") or {})
-    kwargs |= _timm_kwargs(source, fixed_size=pretrained_cfg.get("fixed_input_size", False))
-    kwargs.pop("num_classes", None)  # timm's own exports may carry it; it is an argument already
-    model = _create_timm(
-        config["architecture"],
-        kwargs,
-        num_classes=len(label_names),
-        pretrained_cfg_overlay=pretrained_cfg,
-    )
-    weights = folder / "model.safetensors" if source.own_weights else source.weights
-    return _wrap_timm(model, kwargs, source, label_names, _fill_timm(model, weights))
-
-
-def _timm_kwargs(source: ModelSource, *, fixed_size: bool) -> dict[str, Any]:
-    """Return the arguments of timm.create_model; a ViT must be built for its image size."""
-    size = {"img_size": source.image_size} if fixed_size and source.image_size else {}
-    return {**size, **source.model_kwargs}
-
-
-def _create_timm(name: str, kwargs: Mapping[str, Any], **common: Any) -> TimmModel:
-    """Build a timm model, or say that `kwargs` do not suit it."""
-    try:
-        return timm.create_model(name, **common, **kwargs)
-    except (AssertionError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"timm cannot build `{name}` with {dict(kwargs)}: {error}. "
-            "Check `--model_kwargs` and `--image_size`."
-        ) from error
-
-
-def _fill_timm(model: TimmModel, weights: Path | None) -> LoadReport:
-    if weights is None:
-        return LoadReport(0, tuple(model.state_dict()), (), head_drawn_anew=True)
-    heads = model.pretrained_cfg["classifier"]
-    return fill_weights(model, weights, head=[heads] if isinstance(heads, str) else list(heads))
-
-
-def _wrap_timm(
-    timm_model: TimmModel,
-    kwargs: Mapping[str, Any],
-    source: ModelSource,
-    label_names: Sequence[str],
-    report: LoadReport,
-) -> Classifier:
-    """Hand a timm model to transformers by a folder in timm's format.
-
-    Only a model that came from such a folder is saved under timm's own tensor names; and timm reads
-    neither a null `model_args` nor a config without the entries that are filled in here.
-    """
-    data_config = resolve_data_config(source.data_options, timm_model.pretrained_cfg)
-    pretrained_cfg = {
-        **{k: v for k, v in timm_model.pretrained_cfg.items() if k in ("classifier", "first_conv")},
-        **{k: v for k, v in timm_model.pretrained_cfg.items() if k in ("fixed_input_size", "tag")},
-        **data_config,
-    }
-    config = {
-        "architecture": timm_model.pretrained_cfg["architecture"],
-        "num_classes": len(label_names),
-        "label_names": list(label_names),
-        "model_args": dict(kwargs),
-        "pretrained_cfg": pretrained_cfg,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config))
-        state = {name: tensor.contiguous() for name, tensor in timm_model.state_dict().items()}
-        save_file(state, Path(folder) / "model.safetensors")
-        model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
-    model.config.pretrained_cfg = {
-        **pretrained_cfg,
-        "architecture": config["architecture"],
-        "num_classes": len(label_names),
-    }
-    return Classifier(model, data_config, processor=None, report=report)
 
 
 def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Classifier:

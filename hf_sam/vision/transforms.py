@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.data import create_transform
 from torch import Tensor
 
-from .data import Transform
+from .dataset import Transform
 
 
 def build_transforms(

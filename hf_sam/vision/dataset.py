@@ -1,0 +1,146 @@
+"""One decoded and transformed image at a time, and the images that cannot be decoded."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Image
+from PIL.Image import Image as PILImage
+from PIL.Image import fromarray
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..replay import seeded
+
+Transform = Callable[[PILImage], Tensor]  # RGB image -> (3, height, width)
+
+
+class BadImageError(ValueError):
+    """An image that cannot be decoded; the message names its split and index."""
+
+
+class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Decodes, converts to RGB and transforms one image at a time, as the Trainer asks for it.
+
+    What is random about an example is a function of seed, epoch and index: an interrupted run goes
+    on with the same crops, and runs that differ in anything else see the same ones.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        transform: Transform,
+        *,
+        image_column: str,
+        split: str,
+        seed: int = 0,
+        mixup: float = 0.0,
+        classes: int = 0,
+    ) -> None:
+        """Wrap rows as `Splits` has them.
+
+        Args:
+            rows: The examples, with `image_column`, `label` and `index`.
+            transform: From an RGB image to (3, height, width).
+            image_column: Where the images are.
+            split: The split's name, for messages.
+            seed: Of all that is random about the examples.
+            mixup: If > 0, each image and its label are mixed with those of another example, by a
+                weight from Beta(mixup, mixup) (arXiv 1710.09412).
+            classes: Number of classes, for mixed labels.
+        """
+        self.rows = rows.cast_column(image_column, Image(decode=False))
+        self.transform = transform
+        self.image_column = image_column
+        self.split = split
+        self.seed = seed
+        self.mixup = mixup
+        self.classes = classes
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return `pixel_values` (3, height, width) and `labels`: an integer, or (classes,) mixed.
+
+        Raises:
+            BadImageError: If the image cannot be decoded.
+        """
+        with seeded(self.seed, int(self.epoch), index):
+            image, label = self._example(index)
+            if self.mixup == 0:
+                return {"pixel_values": image, "labels": label}
+            weight = random.betavariate(self.mixup, self.mixup)
+            other_image, other_label = self._example(random.randrange(len(self)))
+            labels = torch.zeros(self.classes)
+            labels[label] += weight
+            labels[other_label] += 1 - weight
+            return {"pixel_values": weight * image + (1 - weight) * other_image, "labels": labels}
+
+    def _example(self, index: int) -> tuple[Tensor, int]:
+        row = self.rows[index]
+        image = _decode(row[self.image_column], row["index"], self.split)
+        return self.transform(image), row["label"]
+
+
+class EpochOfData(TrainerCallback):
+    """Tells a data set which epoch it is, so that its random crops differ between epochs."""
+
+    def __init__(self, data: ImageDataset) -> None:
+        """Remember the data set to tell."""
+        self.data = data
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch; in a run that is resumed, that of the interruption."""
+        self.data.epoch.fill_(int(state.epoch or 0))
+
+
+def drop_bad_images(
+    rows: datasets.Dataset, *, image_column: str
+) -> tuple[datasets.Dataset, list[int]]:
+    """Leave out the images that cannot be decoded. Decodes every image once.
+
+    Args:
+        rows: The examples, with `image_column` and `index`.
+        image_column: Where the images are.
+
+    Returns:
+        The rows that are left, and the `index` of each that is not.
+    """
+
+    def decodes(row: dict[str, Any]) -> bool:
+        try:
+            _decode(row[image_column], row["index"], "")
+        except BadImageError:
+            return False
+        return True
+
+    raw = rows.cast_column(image_column, Image(decode=False))
+    good = raw.filter(decodes, desc="Checking images")
+    return good, sorted(set(rows["index"]) - set(good["index"]))
+
+
+def _decode(encoded: dict[str, Any], index: int, split: str) -> PILImage:
+    """Decode one image to RGB, as datasets does, orientation included."""
+    try:
+        image = Image().decode_example(encoded)
+        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling
+            image = fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+    except Exception as error:  # Pillow raises errors of many unrelated types on broken files
+        raise BadImageError(
+            f"image {index} of the {split} split cannot be decoded ({first_line(error)}): remove "
+            "it, or pass `--skip_bad_images`."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,116 @@
+"""timm's models, built or loaded, and handed to transformers so that both libraries load them."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import resolve_data_config
+from transformers import AutoModelForImageClassification
+
+from .classifier import Classifier, ModelSource
+from .weights import LoadReport, fill_weights
+
+TimmModel = Any  # timm carries no types
+
+
+def load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifier:
+    """Load a model that timm lists, its weights from the Hub, a file, or not at all."""
+    name = source.name.removeprefix("timm/")
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    if source.own_weights and not pretrained_cfg.has_weights:
+        raise ValueError(
+            f"timm has no pretrained weights for `{name}`: pass `--weights FILE.safetensors` or "
+            "`--init_scratch`."
+        )
+    kwargs = _timm_kwargs(source, fixed_size=pretrained_cfg.fixed_input_size)
+    model = _create_timm(name, kwargs, pretrained=source.own_weights, num_classes=len(label_names))
+    if source.own_weights:
+        classes_differ = pretrained_cfg.num_classes != len(label_names)
+        report = LoadReport(len(model.state_dict()), (), (), head_drawn_anew=classes_differ)
+    else:
+        report = _fill_timm(model, source.weights)
+    return _wrap_timm(model, kwargs, source, label_names, report)
+
+
+def load_timm_folder(folder: Path, source: ModelSource, label_names: Sequence[str]) -> Classifier:
+    """Load a folder that timm or transformers' timm wrapper has saved."""
+    config = json.loads((folder / "config.json").read_text())
+    pretrained_cfg = config.get("pretrained_cfg", {})
+    kwargs = dict(config.get("model_args") or {})
+    kwargs |= _timm_kwargs(source, fixed_size=pretrained_cfg.get("fixed_input_size", False))
+    kwargs.pop("num_classes", None)  # timm's own exports may carry it; it is an argument already
+    model = _create_timm(
+        config["architecture"],
+        kwargs,
+        num_classes=len(label_names),
+        pretrained_cfg_overlay=pretrained_cfg,
+    )
+    weights = folder / "model.safetensors" if source.own_weights else source.weights
+    return _wrap_timm(model, kwargs, source, label_names, _fill_timm(model, weights))
+
+
+def _timm_kwargs(source: ModelSource, *, fixed_size: bool) -> dict[str, Any]:
+    """Return the arguments of timm.create_model; a ViT must be built for its image size."""
+    size = {"img_size": source.image_size} if fixed_size and source.image_size else {}
+    return {**size, **source.model_kwargs}
+
+
+def _create_timm(name: str, kwargs: Mapping[str, Any], **common: Any) -> TimmModel:
+    """Build a timm model, or say that `kwargs` do not suit it."""
+    try:
+        return timm.create_model(name, **common, **kwargs)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"timm cannot build `{name}` with {dict(kwargs)}: {error}. "
+            "Check `--model_kwargs` and `--image_size`."
+        ) from error
+
+
+def _fill_timm(model: TimmModel, weights: Path | None) -> LoadReport:
+    if weights is None:
+        return LoadReport(0, tuple(model.state_dict()), (), head_drawn_anew=True)
+    heads = model.pretrained_cfg["classifier"]
+    return fill_weights(model, weights, head=[heads] if isinstance(heads, str) else list(heads))
+
+
+def _wrap_timm(
+    timm_model: TimmModel,
+    kwargs: Mapping[str, Any],
+    source: ModelSource,
+    label_names: Sequence[str],
+    report: LoadReport,
+) -> Classifier:
+    """Hand a timm model to transformers by a folder in timm's format.
+
+    Only a model that came from such a folder is saved under timm's own tensor names; and timm reads
+    neither a null `model_args` nor a config without the entries that are filled in here.
+    """
+    data_config = resolve_data_config(source.data_options, timm_model.pretrained_cfg)
+    pretrained_cfg = {
+        **{k: v for k, v in timm_model.pretrained_cfg.items() if k in ("classifier", "first_conv")},
+        **{k: v for k, v in timm_model.pretrained_cfg.items() if k in ("fixed_input_size", "tag")},
+        **data_config,
+    }
+    config = {
+        "architecture": timm_model.pretrained_cfg["architecture"],
+        "num_classes": len(label_names),
+        "label_names": list(label_names),
+        "model_args": dict(kwargs),
+        "pretrained_cfg": pretrained_cfg,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        state = {name: tensor.contiguous() for name, tensor in timm_model.state_dict().items()}
+        save_file(state, Path(folder) / "model.safetensors")
+        model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
+    model.config.pretrained_cfg = {
+        **pretrained_cfg,
+        "architecture": config["architecture"],
+        "num_classes": len(label_names),
+    }
+    return Classifier(model, data_config, processor=None, report=report)

@@ -1,0 +1,260 @@
+"""Training with SAMTrainer follows the paper's equations, computed independently in float64."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import MODELS, Recorder, build, make_trainer
+from torch import Tensor
+from transformers import PreTrainedConfig, Trainer, TrainerCallback
+
+from hf_sam import SAMMixin, SAMTrainer
+
+STEPS, LR = 20, 0.1
+# The oracle's rounding and the Trainer's differ in order only.
+FLOAT64 = 1e-10
+FLOAT32 = 1e-5  # 20 steps of float32 arithmetic, relative to the largest weight
+
+
+def oracle_weights(
+    model: torch.nn.Module,
+    windows: list[list[Any]],
+    *,
+    optimizer: str,
+    gradient: oracles.Gradient | None = None,
+    max_grad_norm: float = 0.0,
+    draws: list[Tensor] | None = None,
+    **sam: Any,
+) -> Tensor:
+    """Train the flat vector of `model`'s weights on the recorded windows."""
+    gradient = gradient or oracles.flat_gradient(model)
+    w, state = oracles.flat_weights(model), {}
+    for step, window in enumerate(windows):
+        if draws is not None:
+            torch.set_rng_state(draws[step])
+        g = oracles.sam_gradient(gradient, w, window, **sam)
+        if max_grad_norm:
+            g = oracles.clip(g, max_grad_norm)
+        if optimizer == "adamw_torch":
+            w = oracles.adamw(w, g, state, lr=0.01)
+        else:
+            w = oracles.sgd(w, g, state, lr=LR, momentum=0.9 if "momentum" in optimizer else 0.0)
+    return w
+
+
+class DrawsAtSteps(TrainerCallback):
+    """Remembers torch's random state when each step begins: data loading draws in between."""
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.states.append(torch.get_rng_state())
+
+
+def errors(
+    model: torch.nn.Module,
+    tmp_path: Path,
+    *,
+    optimizer: str = "sgd",
+    dtype: torch.dtype = torch.float64,
+    accumulation: int = 1,
+    gradient: oracles.Gradient | None = None,
+    sam: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[float, float]:
+    """Train with SAMTrainer and by the oracle; largest and mean error over the largest weight."""
+    sam = {"rho": 0.05} if sam is None else sam
+    reference = copy.deepcopy(model).double().train()
+    recorder, draws = Recorder(), DrawsAtSteps()
+    optim = {"optim": optimizer, "learning_rate": 0.01 if optimizer == "adamw_torch" else LR}
+    if "momentum" in optimizer:
+        optim = {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": LR}
+    trainer = make_trainer(
+        model,
+        tmp_path,
+        dtype=dtype,
+        recorder=recorder,
+        gradient_accumulation_steps=accumulation,
+        **{**optim, **sam, **settings},
+    )
+    trainer.add_callback(draws)
+    trainer.train()
+    batches = [
+        {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+        for batch in recorder.batches
+    ]
+    windows = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
+    norm = sam.pop("perturbation_norm", 2.0)
+    adaptive = oracles.weight_mask(reference) if sam.pop("adaptive", False) else None
+    expected = oracle_weights(
+        reference,
+        windows[:STEPS],
+        optimizer=optimizer,
+        gradient=gradient,
+        max_grad_norm=settings.get("max_grad_norm", 0.0),
+        draws=draws.states,
+        p=norm,
+        adaptive=adaptive,
+        **sam,
+    )
+    difference = (oracles.flat_weights(model) - expected).abs() / expected.abs().max()
+    return float(difference.max()), float(difference.mean())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd with momentum", "adamw_torch"])
+@pytest.mark.parametrize("name", MODELS)
+def test_twenty_steps_equal_the_oracle(name: str, optimizer: str, tmp_path: Path) -> None:
+    if name == "sometimes_used" and optimizer != "sgd":
+        pytest.skip(
+            "torch skips parameters without a gradient: no momentum step, unlike the oracle"
+        )
+    largest, mean = errors(build(name), tmp_path, optimizer=optimizer)
+    assert largest < FLOAT64
+    assert mean < FLOAT64 / 10
+
+
+@pytest.mark.parametrize("optimizer", ["sgd with momentum", "adamw_torch"])
+@pytest.mark.parametrize("name", ["mlp", "batch_norm", "tied", "frozen"])
+def test_float32_stays_within_rounding(name: str, optimizer: str, tmp_path: Path) -> None:
+    model = build(name, torch.float32)
+    assert errors(model, tmp_path, optimizer=optimizer, dtype=torch.float32)[0] < FLOAT32
+
+
+@pytest.mark.parametrize(
+    "sam",
+    [
+        {"rho": 0.5, "adaptive": True},
+        {"rho": 0.5, "adaptive": True, "eta": 0.1},
+        {"rho": 0.05, "perturbation_norm": 1.5},
+        {"rho": 0.02, "perturbation_norm": 4.0, "adaptive": True},
+        {"rho": 0.005, "perturbation_norm": math.inf},
+        {"rho": 5.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["mlp", "dropout_and_batch_norm", "tied"])
+def test_every_perturbation_equals_the_oracle(
+    name: str, sam: dict[str, Any], tmp_path: Path
+) -> None:
+    assert errors(build(name), tmp_path, sam=dict(sam))[0] < FLOAT64
+
+
+@pytest.mark.parametrize("accumulation", [2, 3])
+@pytest.mark.parametrize("name", ["mlp", "dropout_and_batch_norm", "sometimes_used"])
+def test_each_micro_batch_has_its_own_perturbation(
+    name: str, accumulation: int, tmp_path: Path
+) -> None:
+    """48 examples in sixes of 4 leave shorter last windows: 12 micro-batches, window 5 below."""
+    assert errors(build(name), tmp_path, accumulation=accumulation)[0] < FLOAT64
+
+
+def test_short_last_window_of_an_epoch(tmp_path: Path) -> None:
+    """48 examples in micro-batches of 8 are 6: windows of 4 and 2 a epoch."""
+    recorder, model = Recorder(), build("mlp")
+    reference = copy.deepcopy(model)
+    make_trainer(
+        model,
+        tmp_path,
+        recorder=recorder,
+        gradient_accumulation_steps=4,
+        num_train_epochs=3,
+        max_steps=-1,
+    ).train()
+    windows = []
+    for epoch in range(3):
+        batches = recorder.batches[6 * epoch : 6 * epoch + 6]
+        windows += [batches[:4], batches[4:]]
+    expected = oracle_weights(reference, windows, optimizer="sgd", rho=0.05)
+    torch.testing.assert_close(oracles.flat_weights(model), expected, rtol=0, atol=1e-12)
+
+
+def test_clipping_acts_on_the_descent_gradient(tmp_path: Path) -> None:
+    assert errors(build("mlp"), tmp_path, max_grad_norm=0.1)[0] < FLOAT64
+
+
+def test_without_replay_the_masks_differ(tmp_path: Path) -> None:
+    replayed = errors(build("dropout"), tmp_path)
+    fresh = errors(build("dropout"), tmp_path, replay_rng=False)
+    assert replayed[0] < FLOAT64 < 1e-4 < fresh[0]
+
+
+def label_smoothing(out: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    log_p = -F.log_softmax(out["logits"], dim=-1)
+    target = log_p.gather(1, batch["labels"][:, None]).mean()
+    return 0.9 * target + 0.1 * log_p.mean()
+
+
+def test_label_smoothing_is_in_both_passes(tmp_path: Path) -> None:
+    model = build("mlp")
+    gradient = oracles.flat_gradient(copy.deepcopy(model), label_smoothing)
+    model.config = PreTrainedConfig()  # the Trainer asks it for the problem type
+    # transformers sums the smoothed part in float32
+    assert errors(model, tmp_path, gradient=gradient, label_smoothing_factor=0.1)[0] < 1e-7
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_custom_loss_sees_the_same_item_count_twice(accumulation: int, tmp_path: Path) -> None:
+    counts: list[float] = []
+
+    def squared_error(out: Any, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
+        counts.append(float(num_items_in_batch))
+        target = F.one_hot(labels, out["logits"].shape[-1])
+        return (out["logits"] - target).square().sum() / num_items_in_batch
+
+    def mean_squared_error(out: Any, batch: dict[str, Tensor]) -> Tensor:
+        target = F.one_hot(batch["labels"], out["logits"].shape[-1])
+        return (out["logits"] - target).square().sum() / len(target)
+
+    model = build("mlp")
+    largest, _ = errors(
+        model,
+        tmp_path,
+        accumulation=accumulation,
+        gradient=oracles.flat_gradient(copy.deepcopy(model), mean_squared_error),
+        trainer_kwargs={"compute_loss_func": squared_error},
+    )
+    assert largest < FLOAT64
+    assert counts == [8.0 * accumulation] * (2 * STEPS * accumulation)
+
+
+def test_mixes_into_any_trainer(tmp_path: Path) -> None:
+    class Doubled(Trainer):
+        """A Trainer with a training step and a loss of its own, which changes its inputs."""
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+            inputs["x"] = 2 * inputs.pop("x")
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    class DoubledSAM(SAMMixin, Doubled):
+        pass
+
+    model = build("mlp")
+    single = oracles.flat_gradient(copy.deepcopy(model))
+
+    def gradient(w: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return single(w, {**batch, "x": 2 * batch["x"]})
+
+    assert errors(model, tmp_path, gradient=gradient, trainer=DoubledSAM)[0] < FLOAT64
+
+
+def test_inputs_are_prepared_once_for_each_pass(tmp_path: Path) -> None:
+    """Users normalise or augment in `_prepare_inputs`: twice over would be another batch."""
+
+    class Shifted(SAMTrainer):
+        def _prepare_inputs(self, inputs: Any) -> Any:
+            inputs = super()._prepare_inputs(inputs)
+            return {**inputs, "x": inputs["x"] + 1.0} if self.model.training else inputs
+
+    model = build("mlp")
+    single = oracles.flat_gradient(copy.deepcopy(model))
+
+    def gradient(w: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return single(w, {**batch, "x": batch["x"] + 1.0})
+
+    assert errors(model, tmp_path, gradient=gradient, trainer=Shifted)[0] < FLOAT64
