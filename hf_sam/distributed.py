@@ -10,8 +10,9 @@ REPLICATED = frozenset(
     {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_NPU"}
     | {"MULTI_SDAA", "MULTI_XPU"}
 )
-# transformers' names of the optimizers that step inside backward: a clean pass would train
-FUSED_OPTIMIZERS = frozenset({"lomo", "adalomo"})
+# transformers' names of the optimizers that step inside backward (or end so): a clean pass would
+# train already
+FUSED_OPTIMIZERS = ("lomo", "layerwise")
 
 
 def require_supported(
@@ -40,7 +41,7 @@ def require_supported(
             f"start with `accelerate launch --num_processes {devices}`, set "
             f"CUDA_VISIBLE_DEVICES to one device, or {remedy}."
         )
-    if optimizer in FUSED_OPTIMIZERS:
+    if optimizer.endswith(FUSED_OPTIMIZERS):
         raise ValueError(
             f"SAM must step after the perturbed pass, got `optim={optimizer}`, which steps inside "
             f"every backward: use another `optim`, or {remedy}."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
 from .config import SAMArguments
 from .distributed import require_supported
@@ -144,7 +145,7 @@ class SAMMixin(AnyTrainer):
             require_supported(
                 self.accelerator.distributed_type.value,
                 devices=self.args.n_gpu,
-                optimizer=str(self.args.optim),
+                optimizer=OptimizerNames(self.args.optim).value,
                 params=model.parameters(),
             )
         self._step_log = StepLog(first_step=self.state.global_step)

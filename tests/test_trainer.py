@@ -7,9 +7,12 @@ from typing import Any
 import oracles
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from cases import Recorder, build, examples, make_trainer
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from transformers import Trainer, TrainingArguments
 
 from hf_sam import SAMConfig, SAMTrainer
@@ -192,17 +195,6 @@ def test_training_continues_after_evaluation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"optim": "lomo"}, "got `optim=lomo`, which steps inside"),
-    ],
-)
-def test_unsupported_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        require_supported("NO", devices=1, optimizer=settings["optim"], params=[])
-
-
-@pytest.mark.parametrize(
     ("backend", "devices", "message"),
     [
         ("DEEPSPEED", 1, "got the backend DEEPSPEED: use one device or DDP"),
@@ -213,6 +205,22 @@ def test_unsupported_settings_are_refused(settings: dict[str, Any], message: str
 def test_unsupported_backends_are_refused(backend: str, devices: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         require_supported(backend, devices=devices, optimizer="sgd", params=[])
+
+
+@pytest.mark.parametrize("name", ["lomo", "adalomo", "galore_adamw_layerwise"])
+def test_optimizers_that_step_in_backward_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"got `optim={name}`, which steps inside"):
+        require_supported("NO", devices=1, optimizer=name, params=[])
+
+
+def test_sharded_parameters_are_refused() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        sharded = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"got sharded ones \(DTensor\)"):
+            require_supported("NO", devices=1, optimizer="sgd", params=[sharded])
+    finally:
+        dist.destroy_process_group()
 
 
 def test_refusals_come_when_training_starts(tmp_path: Path) -> None:
@@ -229,3 +237,11 @@ def test_backend_is_checked_when_training_starts(
     with pytest.raises(ValueError, match="got the backend NO"):
         make_trainer(build("mlp"), tmp_path).train()
     make_trainer(build("mlp"), tmp_path, rho=0.0).train()
+
+
+def test_optimizer_is_checked_when_training_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_sam.distributed.FUSED_OPTIMIZERS", ("sgd",))
+    with pytest.raises(ValueError, match="got `optim=sgd`"):
+        make_trainer(build("mlp"), tmp_path).train()
