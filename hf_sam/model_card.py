@@ -48,7 +48,7 @@ class RunFacts:
     report: str  # which weights were loaded
     command: Sequence[str]  # the words of the command line
     metrics: Mapping[str, float]
-    limits: str = ""
+    remarks: Sequence[str] = ()  # what a reader of the results must know
 
 
 def write_run_card(path: Path, facts: RunFacts, args: TrainingArguments) -> None:

@@ -156,7 +156,7 @@ def describe(
         report=str(run.classifier.report),
         command=["accelerate", "launch", "recipes/finetune.py", *argv],
         metrics=metrics,
-        limits=run.task.limits,
+        remarks=[str(remark) for remark in (run.task.paper, run.task.limits) if remark],
     )
 
 

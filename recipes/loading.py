@@ -58,6 +58,8 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
         label_column=find_column(train, task.label_column, kind="label"),
         eval_split=eval_split,
     )
+    if task.classes not in (None, len(splits.label_names)):
+        logger.warning(f"{len(splits.label_names)} classes, where the paper has {task.classes}")
     train, evaluation = splits.train, splits.eval
     if options.skip_bad_images:
         train = _without_bad_images(train, splits.image_column, task.train_split)

@@ -18,6 +18,13 @@ class PaperErrors:
     l2_sam: float  # EfficientNet-L2 with SAM
     l2: float
 
+    def __str__(self) -> str:
+        """Say it in one sentence."""
+        return (
+            f"Foret et al. report {self.b7_sam:.2f} % top-1 error with SAM and {self.b7:.2f} % "
+            f"without for EfficientNet-b7, {self.l2_sam:.2f} % and {self.l2:.2f} % for L2."
+        )
+
 
 @dataclass(frozen=True)
 class Task:

@@ -45,6 +45,7 @@ def test_each_data_set_of_the_paper_from_local_files(
     assert 0 <= metrics["eval_top1_error"] <= 100
     assert metrics["eval_top5_error"] == 0  # three classes
     config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert f"report {task.paper.b7_sam:.2f} %" in (tmp_path / "out" / "README.md").read_text()
     names = {"int64": ["0", "10", "20"]}.get(label_type, LABEL_NAMES)
     assert config["label_names"] == names
     trained = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
