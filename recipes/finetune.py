@@ -108,19 +108,15 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         horizontal_flip=run.task.horizontal_flip,
         auto_augment=data.auto_augment,
     )
-    column = run.splits.image_column
     train_dataset = ImageDataset(
         run.splits.train,
         train_transform,
-        image_column=column,
         split=run.task.train_split,
         seed=args.seed if args.data_seed is None else args.data_seed,
         mixup=data.mixup,
         classes=len(run.splits.label_names),
     )
-    eval_dataset = ImageDataset(
-        run.splits.eval, eval_transform, image_column=column, split=run.splits.eval_split
-    )
+    eval_dataset = ImageDataset(run.splits.eval, eval_transform, split=run.splits.eval_split)
     soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
     return SAMTrainer(
         model=run.classifier.model,

@@ -51,19 +51,23 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     eval_split = task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
     train, evaluation = select_split(found, task.train_split), select_split(found, eval_split)
     _compare_sizes(found, task, local=options.data_dir is not None)
+    image_column, label_column = (
+        find_column(evaluation, find_column(train, column, kind=kind), kind=kind)
+        for kind, column in (("image", task.image_column), ("label", task.label_column))
+    )
     splits = with_class_labels(
         train,
         evaluation,
-        image_column=find_column(train, task.image_column, kind="image"),
-        label_column=find_column(train, task.label_column, kind="label"),
+        image_column=image_column,
+        label_column=label_column,
         eval_split=eval_split,
     )
     if task.classes not in (None, len(splits.label_names)):
         logger.warning(f"{len(splits.label_names)} classes, where the paper has {task.classes}")
     train, evaluation = splits.train, splits.eval
     if options.skip_bad_images:
-        train = _without_bad_images(train, splits.image_column, task.train_split)
-        evaluation = _without_bad_images(evaluation, splits.image_column, eval_split)
+        train = _without_bad_images(train, task.train_split)
+        evaluation = _without_bad_images(evaluation, eval_split)
     return dataclasses.replace(
         splits,
         train=_sample(train, options.max_train_samples, seed),
@@ -101,8 +105,8 @@ def _compare_sizes(found: datasets.DatasetDict, task: Task, *, local: bool) -> N
         logger.warning(f"split sizes differ from the published ones: {', '.join(differing)}")
 
 
-def _without_bad_images(rows: datasets.Dataset, image_column: str, split: str) -> datasets.Dataset:
-    good, bad = drop_bad_images(rows, image_column=image_column)
+def _without_bad_images(rows: datasets.Dataset, split: str) -> datasets.Dataset:
+    good, bad = drop_bad_images(rows)
     logger.warning(
         f"{len(bad)} of {len(rows)} images of the {split} split cannot be decoded and are left out"
         + (f": {', '.join(map(str, bad[:10]))}" if bad else "")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import finetune
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from options import parse_options
 from tasks import TASKS
 from transformers import AutoModelForImageClassification
 
-from hf_sam.vision import ImageDataset
+from hf_sam.vision import ImageDataset, with_class_labels
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "finetune.py"
 
@@ -66,13 +67,37 @@ def test_image_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
 def test_images_of_any_mode_become_rgb(mode: str) -> None:
     rows = dataset(3, mode=mode).add_column("index", range(3))
-    shown = ImageDataset(rows, np.asarray, image_column="image", split="train")
-    plain = ImageDataset(
-        dataset(3).add_column("index", range(3)), np.asarray, image_column="image", split="train"
-    )
+    shown = ImageDataset(rows, np.asarray, split="train")
+    plain = ImageDataset(dataset(3).add_column("index", range(3)), np.asarray, split="train")
     image, original = shown[0]["pixel_values"].astype(float), plain[0]["pixel_values"].astype(float)
     assert image.shape == (28, 20, 3)
     assert abs(image.mean() - original.mean()) < 12  # neither clipped nor black
+
+
+def test_labels_agree_by_name_and_columns_may_be_called_anything() -> None:
+    """Two splits that list their classes in another order, in columns that look like ours."""
+    first, second = ["cat", "dog", "hen"], ["hen", "cat", "dog"]
+    splits = []
+    for names in (first, second):
+        rows = dataset(6, image_column="label", label_column="index")
+        kinds = datasets.Features(rows.features | {"index": datasets.ClassLabel(names=names)})
+        splits.append(rows.cast(kinds))
+    found = with_class_labels(
+        *splits, image_column="label", label_column="index", eval_split="test"
+    )
+    assert found.label_names == first
+    assert list(found.train["label"]) == [0, 1, 2, 0, 1, 2]
+    assert list(found.eval["label"]) == [2, 0, 1, 2, 0, 1]
+    assert found.train.column_names == found.eval.column_names == ["image", "label", "index"]
+
+
+def test_images_as_bytes(tmp_path: Path) -> None:
+    rows = dataset().cast_column("image", datasets.Image(decode=False)).to_list()
+    rows = [{"image": row["image"]["bytes"], "label": row["label"]} for row in rows]
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    finetune_on(tmp_path / "data", tmp_path / "out")
 
 
 def test_sharded_parquet_and_joined_splits(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import finetune
 import loading
 import pytest
 import torch
-from images import TINY, dataset, finetune_on, message_of, write_parquet
+from images import TINY, dataset, finetune_on, message_of, pictures, write_parquet
 from safetensors.torch import save_file
 from tasks import TASKS
 
@@ -93,6 +93,25 @@ def test_label_that_training_does_not_have(tmp_path: Path) -> None:
     other.map(lambda row: {"label": "fox"}).to_parquet(tmp_path / "test.parquet")
     said = message_of([*TINY, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "o")])
     assert "the evaluation labels must be classes of the training split, got fox" in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "message"),
+    [
+        ([0, 1, -1, None], datasets.ClassLabel(names=["a", "b"]), "training labels .*, got None"),
+        (["x", "x", "x", "x"], datasets.Value("string"), r"two classes or more, got \['x'\]"),
+        ([[0], [1], [0], [1]], datasets.List(datasets.Value("int64")), "must hold one label an im"),
+    ],
+)
+def test_unusable_labels(labels: list[Any], feature: Any, message: str, tmp_path: Path) -> None:
+    import re
+
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    rows = datasets.Dataset.from_dict({"image": pictures(4), "label": labels}, features=features)
+    for split in ("train", "test"):
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    said = message_of([*TINY, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "o")])
+    assert re.search(message, said), said
 
 
 def test_unknown_option_in_a_config_file(tmp_path: Path) -> None:

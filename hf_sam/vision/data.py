@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from datasets import ClassLabel, DatasetDict, Image
+from datasets import ClassLabel, DatasetDict, Image, Value
 from PIL.Image import fromarray
 
 from .dataset import first_line
@@ -16,12 +16,11 @@ from .dataset import first_line
 class Splits:
     """What to train on and what to measure on.
 
-    Both have `image_column`, an integer `label` and the `index` of the row in its split.
+    Both have the columns `image`, `label` (an integer) and `index` (of the row in its split).
     """
 
     train: datasets.Dataset
     eval: datasets.Dataset
-    image_column: str
     label_names: list[str]  # (classes,) in the order of the integer labels
     eval_split: str  # the name of the split that is measured on
 
@@ -157,7 +156,7 @@ def with_class_labels(
     label_column: str,
     eval_split: str,
 ) -> Splits:
-    """Bring labels of any type (ClassLabel, string, integer) to integers from 0 in column `label`.
+    """Bring labels of any type (ClassLabel, string, integer) to integers from 0.
 
     Args:
         train: Defines the classes.
@@ -170,31 +169,52 @@ def with_class_labels(
         Both splits, and the names of the classes.
 
     Raises:
-        ValueError: If a label is missing, or one of `evaluation` does not occur in `train`.
+        ValueError: If a label is missing, one of `evaluation` does not occur in `train`, or there
+            are fewer than two classes.
     """
-    parts = [part.select_columns([image_column, label_column]) for part in (train, evaluation)]
     feature = train.features[label_column]
-    if isinstance(feature, ClassLabel) and feature == evaluation.features[label_column]:
-        names, codes = feature.names, {code: code for code in range(feature.num_classes)}
+    labels = {"training": _labels(train, label_column)}
+    labels["evaluation"] = _labels(evaluation, label_column)
+    if isinstance(feature, ClassLabel):
+        classes = feature.names
     else:
-        classes = sorted(set(train[label_column]))
-        names, codes = [str(name) for name in classes], {name: i for i, name in enumerate(classes)}
-    coded = []
-    for rows, split in zip(parts, ("training", "evaluation"), strict=True):
-        labels = list(rows[label_column])
-        unknown = sorted({str(label) for label in labels if label not in codes})
-        if unknown:
+        classes = sorted({label for label in labels["training"] if label is not None})
+    codes = {label: code for code, label in enumerate(classes)}
+    for split, given in labels.items():
+        if unknown := sorted({str(label) for label in given if label not in codes}):
             raise ValueError(
                 f"the {split} labels must be classes of the training split, got "
                 f"{', '.join(unknown[:5])}: check `--label_column` and the splits."
             )
-        rows = rows.remove_columns(label_column)
-        rows = rows.add_column("label", [codes[label] for label in labels])
-        coded.append(rows.add_column("index", list(range(len(labels)))))
+    if len(classes) < 2:
+        raise ValueError(f"the data must have two classes or more, got {classes}.")
+    coded = {
+        split: datasets.concatenate_datasets(
+            [
+                rows.select_columns(image_column).rename_columns({image_column: "image"}),
+                datasets.Dataset.from_dict(
+                    {"label": [codes[v] for v in labels[split]], "index": range(len(rows))}
+                ),
+            ],
+            axis=1,
+        )
+        for split, rows in (("training", train), ("evaluation", evaluation))
+    }
     return Splits(
-        train=coded[0],
-        eval=coded[1],
-        image_column=image_column,
-        label_names=names,
+        train=coded["training"],
+        eval=coded["evaluation"],
+        label_names=[str(name) for name in classes],
         eval_split=eval_split,
     )
+
+
+def _labels(rows: datasets.Dataset, column: str) -> list[str | int | None]:
+    """Return a column's labels: class labels by name, so that two splits' orders do not matter."""
+    feature, values = rows.features[column], list(rows[column])
+    if isinstance(feature, ClassLabel):
+        return [None if v is None or v < 0 else feature.int2str(v) for v in values]
+    if not isinstance(feature, Value):
+        raise ValueError(
+            f"`--label_column` must hold one label an image, got `{column}` of {feature}."
+        )
+    return values

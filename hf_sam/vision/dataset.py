@@ -34,7 +34,6 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         rows: datasets.Dataset,
         transform: Transform,
         *,
-        image_column: str,
         split: str,
         seed: int = 0,
         mixup: float = 0.0,
@@ -43,18 +42,16 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """Wrap rows as `Splits` has them.
 
         Args:
-            rows: The examples, with `image_column`, `label` and `index`.
+            rows: The examples, with `image`, `label` and `index`.
             transform: From an RGB image to (3, height, width).
-            image_column: Where the images are.
             split: The split's name, for messages.
             seed: Of all that is random about the examples.
             mixup: If > 0, each image and its label are mixed with those of another example, by a
                 weight from Beta(mixup, mixup) (arXiv 1710.09412).
             classes: Number of classes, for mixed labels.
         """
-        self.rows = rows.cast_column(image_column, Image(decode=False))
+        self.rows = rows.cast_column("image", Image(decode=False))
         self.transform = transform
-        self.image_column = image_column
         self.split = split
         self.seed = seed
         self.mixup = mixup
@@ -84,7 +81,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _example(self, index: int) -> tuple[Tensor, int]:
         row = self.rows[index]
-        image = _decode(row[self.image_column], row["index"], self.split)
+        image = _decode(row["image"], row["index"], self.split)
         return self.transform(image), row["label"]
 
 
@@ -102,14 +99,11 @@ class EpochOfData(TrainerCallback):
         self.data.epoch.fill_(int(state.epoch or 0))
 
 
-def drop_bad_images(
-    rows: datasets.Dataset, *, image_column: str
-) -> tuple[datasets.Dataset, list[int]]:
+def drop_bad_images(rows: datasets.Dataset) -> tuple[datasets.Dataset, list[int]]:
     """Leave out the images that cannot be decoded. Decodes every image once.
 
     Args:
-        rows: The examples, with `image_column` and `index`.
-        image_column: Where the images are.
+        rows: The examples, with `image` and `index`.
 
     Returns:
         The rows that are left, and the `index` of each that is not.
@@ -117,12 +111,12 @@ def drop_bad_images(
 
     def decodes(row: dict[str, Any]) -> bool:
         try:
-            _decode(row[image_column], row["index"], "")
+            _decode(row["image"], row["index"], "")
         except BadImageError:
             return False
         return True
 
-    raw = rows.cast_column(image_column, Image(decode=False))
+    raw = rows.cast_column("image", Image(decode=False))
     good = raw.filter(decodes, desc="Checking images")
     return good, sorted(set(rows["index"]) - set(good["index"]))
 
