@@ -20,13 +20,14 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or \
 	    sys.exit(f"hf_sam needs Python 3.11 or later, got {v[0]}.{v[1]}: remove $(ENV) and make it with one")'
 	$(PYTHON) -m pip install --disable-pip-version-check -e ".[dev]"
+	@rm -f $(ENV)/.hf_sam-* # another clone's, if it shares the environment
 	@touch $@
 
 demo: $(STAMP) ## fine-tune a timm network on scanned digits with SAM, about a minute on two cores
 	rm -rf runs/demo
 	$(PYTHON) recipes/finetune.py --output_dir runs/demo --num_train_epochs 6 --learning_rate 0.05
 
-test: $(STAMP) ## run every unmarked test
+test: $(STAMP) ## run every test but those marked gpu, slow or external, 2 to 6 minutes
 	$(PYTHON) -m pytest
 
 check: $(STAMP) ## lint, format and types

@@ -67,7 +67,7 @@ def gradient_norm(gradients: Iterable[Tensor | None], order: float = 2.0) -> Ten
     Returns:
         A scalar of shape () on the device of the first gradient, not synchronised with the host.
     """
-    present = [gradient for gradient in gradients if gradient is not None]
+    present = [_as_dense(gradient) for gradient in gradients if gradient is not None]
     if not present:
         return torch.zeros(())
     double = any(gradient.dtype == torch.float64 for gradient in present)

@@ -107,7 +107,7 @@ def running_stats_kept(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing. Memory: one copy of the buffers.
     """
-    restore = _restorer(model.buffers())
+    restore = _restorer(model)
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ def running_stats_undone_on_error(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing. Memory: one copy of the buffers.
     """
-    restore = _restorer(model.buffers())
+    restore = _restorer(model)
     try:
         yield
     except BaseException:  # Ctrl-C too must leave the model as before the step
@@ -132,17 +132,32 @@ def running_stats_undone_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _restorer(tensors: Iterable[Tensor]) -> Callable[[], None]:
-    """Return what copies today's values back into the tensors."""
-    tensors = list(tensors)
-    saved = [tensor.clone() for tensor in tensors]
+def _restorer(model: nn.Module) -> Callable[[], None]:
+    """Return what puts today's buffers back: the tensors themselves, and their values."""
+    kept = [
+        (module._buffers, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    writable = [buffer for _, _, buffer in kept if _is_writable(buffer)]
+    saved = [buffer.clone() for buffer in writable]
 
     @torch.no_grad()
     def restore() -> None:
-        if tensors:
-            torch._foreach_copy_(tensors, saved)
+        for owner, name, buffer in kept:
+            owner[name] = buffer  # a forward pass may have bound another tensor to the name
+        if writable:
+            torch._foreach_copy_(writable, saved)
 
     return restore
+
+
+def _is_writable(buffer: Tensor) -> bool:
+    """Nothing writes in place into an expanded tensor, or into one of inference mode."""
+    layout = zip(buffer.shape, buffer.stride(), strict=True)
+    expanded = any(size > 1 and stride == 0 for size, stride in layout)
+    return not (expanded or buffer.is_inference())
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:

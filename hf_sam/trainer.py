@@ -37,7 +37,7 @@ class SAMMixin(AnyTrainer):
     memory of one copy of the trainable parameters.
     """
 
-    _step_log = StepLog(first_step=0)  # each training starts its own
+    _step_log = StepLog()  # frozen: each training starts its own
 
     @property
     def sam_arguments(self) -> SAMArguments:
@@ -65,7 +65,7 @@ class SAMMixin(AnyTrainer):
         if sam.rho == 0:
             return super().training_step(model, inputs, num_items_in_batch)
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        draws = random_state(param.device for param in params.values())
+        draws = random_state(param.device for param in model.parameters())
         with running_stats_undone_on_error(model):
             window_grad = take_gradients(params.values())
             with self.accelerator.no_sync(model):
@@ -90,17 +90,23 @@ class SAMMixin(AnyTrainer):
                 del clean_grad, perturbation  # their memory is the perturbed pass's to use
                 perturbed_loss = super().training_step(model, copy.copy(inputs), num_items_in_batch)
         ascent_grad_norm = ascent_grad_norm / self._loss_scale(inputs, num_items_in_batch)
-        if self.args.logging_nan_inf_filter:
-            perturbed_loss = self._step_log.finite_or_mean(perturbed_loss, self.state.global_step)
-        self._step_log = self._step_log.add(perturbed_loss, ascent_grad_norm)
+        self._step_log = self._step_log.add(
+            clean_loss,
+            perturbed_loss,
+            ascent_grad_norm,
+            step=self.state.global_step,
+            filter_nonfinite=self.args.logging_nan_inf_filter,
+        )
         return clean_loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add to a training entry what the two passes found out since the last one.
 
         `perturbed_loss` is averaged exactly as the Trainer's `loss` is, `sharpness` is their
-        difference, and `ascent_grad_norm` is the L2 norm of the clean gradient, averaged over
-        perturbations and ranks.
+        difference, and `ascent_grad_norm` is the L2 norm of the clean gradient of the micro-batch's
+        mean loss, averaged over perturbations and ranks. (It is too large by the number of
+        micro-batches where a model accepts `num_items_in_batch` and then ignores it, which the
+        Trainer cannot know either.) All are averages over the steps that had a perturbation.
 
         Args:
             logs: The entry; changed in place.
@@ -108,12 +114,12 @@ class SAMMixin(AnyTrainer):
         """
         if start_time is not None and "loss" in logs and self._step_log.ascents:
             sums = self.accelerator.gather(self._step_log.sums(self.args.device))
-            loss, norm, ascents = sums.double().sum(dim=0).tolist()
-            steps = self.state.global_step - self._step_log.first_step
-            logs["perturbed_loss"] = loss / (len(sums) * steps)
-            logs["sharpness"] = logs["perturbed_loss"] - logs["loss"]
+            clean, moved, norm, ascents = sums.double().sum(dim=0).tolist()
+            steps = len(sums) * self._step_log.steps
+            logs["perturbed_loss"] = moved / steps
+            logs["sharpness"] = (moved - clean) / steps
             logs["ascent_grad_norm"] = norm / ascents
-            self._step_log = StepLog(first_step=self.state.global_step)
+            self._step_log = StepLog()
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
@@ -148,7 +154,7 @@ class SAMMixin(AnyTrainer):
                 optimizer=OptimizerNames(self.args.optim).value,
                 params=model.parameters(),
             )
-        self._step_log = StepLog(first_step=self.state.global_step)
+        self._step_log = StepLog()
         return model, train_dataloader
 
     def _loss_scale(
@@ -165,7 +171,8 @@ class SAMMixin(AnyTrainer):
         if labels is None:
             labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return scale * labels.ne(-100).sum() * ranks / num_items_in_batch
+        items = labels.ne(-100).sum().clamp(min=1)  # one without labels has no gradient anyway
+        return scale * items * ranks / num_items_in_batch
 
 
 class SAMTrainer(SAMMixin, Trainer):

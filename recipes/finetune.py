@@ -3,6 +3,7 @@
 accelerate launch recipes/finetune.py --dataset oxford_pets --rho 0.05
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,14 +54,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     try:
         data, model, args = parse_options(argv)
         run = load(data, model, args)
-    except ValueError as error:
+        trainer = build_trainer(data, args, run)
+    except (ImportError, ValueError) as error:
         sys.exit(f"finetune.py: {error}")
-    trainer = build_trainer(data, args, run)
     try:
         train_metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
         metrics = {**train_metrics, **trainer.evaluate()}
     except BadImageError as error:
         sys.exit(f"finetune.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(
+            "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last "
+            f"checkpoint in {args.output_dir}, if there is one."
+        )
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
@@ -82,6 +88,8 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
     task = task_of(data)
     with args.main_process_first():
         splits = load_splits(data, task, seed=args.seed)
+    if not (len(splits.train) and len(splits.eval)):
+        raise ValueError("both splits must have images, got an empty one: check the data.")
     batch = args.per_device_train_batch_size * args.world_size
     if batch > len(splits.train):
         raise ValueError(
@@ -138,6 +146,8 @@ def describe(
     source = run.source
     local = Path(source.name).exists()
     base = Path(source.name).name
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
+    launcher = ["accelerate", "launch"] if launched else ["python"]
     is_hub = source.own_weights and not local
     return RunFacts(
         dataset=data.dataset or (Path(data.data_dir).name if data.data_dir else "digits"),
@@ -150,7 +160,7 @@ def describe(
         base_model=(source.name if "/" in source.name else f"timm/{base}") if is_hub else None,
         timm=run.classifier.processor is None,
         report=str(run.classifier.report),
-        command=["accelerate", "launch", "recipes/finetune.py", *argv],
+        command=[*launcher, "recipes/finetune.py", *argv],
         metrics=metrics,
         remarks=[str(remark) for remark in (run.task.paper, run.task.limits) if remark],
     )

@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import json
+import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +105,7 @@ class DataOptions:
             )
         if not 0 <= (self.horizontal_flip or 0) <= 1:
             raise ValueError(f"`horizontal_flip` must be in [0, 1], got {self.horizontal_flip}.")
-        if self.mixup < 0:
+        if not (math.isfinite(self.mixup) and self.mixup >= 0):
             raise ValueError(f"`mixup` must be >= 0, got {self.mixup}: 0 is off, 0.2 usual.")
 
 
@@ -141,7 +143,7 @@ class ModelOptions:
         """Check what needs no model."""
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if value is not None and len(value) != 3:
+            if value is not None and not (len(value) == 3 and all(map(math.isfinite, value))):
                 raise ValueError(f"`{name}` must be three values (red, green, blue), got {value}.")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"`std` must be > 0, got {self.std}.")
@@ -150,12 +152,13 @@ class ModelOptions:
         self.parsed_kwargs()
 
     def parsed_kwargs(self) -> dict[str, Any]:
-        """Return `model_kwargs` as a dictionary, from JSON or from a YAML mapping."""
-        kwargs = self.model_kwargs or {}
+        """Return `model_kwargs` as a dictionary."""
         try:
-            kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+            kwargs = json.loads(self.model_kwargs or "{}")
         except json.JSONDecodeError as error:
-            raise ValueError(f"`model_kwargs` must be JSON, got {kwargs!r}: {error}.") from error
+            raise ValueError(
+                f"`model_kwargs` must be JSON, got {self.model_kwargs!r}: {error}."
+            ) from error
         if not isinstance(kwargs, dict):
             raise ValueError(
                 f'`model_kwargs` must be a JSON object {{"name": value}}, got {kwargs}.'
@@ -181,16 +184,21 @@ def parse_options(
     parser.add_argument("--config", help="YAML file of options; flags win over it.")
     parser.set_defaults(**DEFAULTS)
     names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
+    argv = list(sys.argv[1:] if argv is None else argv)
     first, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(f"unknown option {unknown[0]}{_near(unknown[0].lstrip('-'), names)}")
     if first.config:
-        parser.set_defaults(**_read_config(Path(first.config), names))
+        argv = [*_read_config(Path(first.config), names), *argv]  # the last to say it wins
         first, _ = parser.parse_known_args(argv)
     if first.output_dir is None:
         data_name = Path(first.dataset or first.data_dir or "digits").name
         parser.set_defaults(output_dir=f"runs/{data_name}-rho{first.rho:g}")
+    if (first.metric_for_best_model or "").endswith("error") and first.greater_is_better is None:
+        parser.set_defaults(greater_is_better=False)  # the Trainer takes more to be better
     data, model, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if args.dataloader_drop_last:
+        raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
     if args.push_to_hub:
         raise ValueError(
             "`push_to_hub` comes with a later release: push the finished folder, card and all, "
@@ -201,19 +209,27 @@ def parse_options(
     return data, model, args
 
 
-def _read_config(path: Path, names: set[str]) -> dict[str, Any]:
+def _read_config(path: Path, names: set[str]) -> list[str]:
+    """Return the file's options as words of a command line, which the parser checks."""
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"`--config` {str(path)!r} cannot be read as YAML: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"`--config` must hold `option: value` lines, got {str(path)!r}.")
-    for name in values:
+    words: list[str] = []
+    for name, value in values.items():
         if name not in names:
             raise ValueError(f"unknown option {name!r} in {str(path)!r}{_near(str(name), names)}")
-    return values
+        if value is None:
+            raise ValueError(f"option {name!r} in {str(path)!r} must have a value: leave it out.")
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words
 
 
 def _near(name: str, names: set[str]) -> str:
     near = difflib.get_close_matches(name.split("=")[0], names, n=1)
-    return f": did you mean {near[0]}?" if near else ": see --help."
+    return f": did you mean --{near[0]}?" if near else ": see --help."

@@ -18,13 +18,17 @@ README = ROOT / "README.md"
 
 
 def settings_table() -> str:
-    rows = [f"| `{f.name}` | {f.default} | {f.metadata['help']} |" for f in fields(SAMArguments)]
+    rows = [
+        f"| `{f.name}` | {f.default} | {f.metadata['help'].replace('|', chr(92) + '|')} |"
+        for f in fields(SAMArguments)
+    ]
     return "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
 
 
 def cost_table() -> str:
     facts = json.loads((ROOT / "benchmarks" / "step_cost.json").read_text())
-    rows = ["| model | over two passes | over the plain step |", "|---|---|---|"]
+    rows = ["| model | SAM step / (two passes + one optimizer step) | SAM step / plain step |"]
+    rows.append("|---|---|---|")
     for result in facts["results"]:
         cells = [f"{q[1]:.3f} ({q[0]:.3f} to {q[2]:.3f})" for q in result["ratios"].values()]
         name = f"{result['model']}, {result['image_size']} px, batch {result['batch_size']}"

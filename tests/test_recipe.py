@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from images import LABEL_NAMES, TINY, dataset, finetune_on, pictures, write_parquet
+from loading import load_splits, task_of
 from options import parse_options
 from tasks import TASKS
 from transformers import AutoModelForImageClassification
@@ -91,6 +92,23 @@ def test_labels_agree_by_name_and_columns_may_be_called_anything() -> None:
     assert found.train.column_names == found.eval.column_names == ["image", "label", "index"]
 
 
+def test_each_parquet_file_keeps_its_own_classes(tmp_path: Path) -> None:
+    for split, names in (("train", ["a", "b", "c"]), ("test", ["c", "b", "a"])):
+        dataset(3).cast_column("label", datasets.ClassLabel(names=names)).to_parquet(
+            tmp_path / f"{split}.parquet"
+        )
+    data, _, _ = parse_options(["--data_dir", str(tmp_path)])
+    splits = load_splits(data, task_of(data), seed=0)
+    assert splits.label_names == ["a", "b", "c"]
+    assert (list(splits.train["label"]), list(splits.eval["label"])) == ([0, 1, 2], [2, 1, 0])
+
+
+def test_best_model_is_that_of_the_smallest_error(tmp_path: Path) -> None:
+    options = ["--load_best_model_at_end", "--metric_for_best_model", "top1_error"]
+    assert parse_options(options)[2].greater_is_better is False
+    assert parse_options([*options[:2], "mean_class_accuracy"])[2].greater_is_better is True
+
+
 def test_images_as_bytes(tmp_path: Path) -> None:
     rows = dataset().cast_column("image", datasets.Image(decode=False)).to_list()
     rows = [{"image": row["image"]["bytes"], "label": row["label"]} for row in rows]
@@ -105,8 +123,6 @@ def test_sharded_parquet_and_joined_splits(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
         dataset().to_parquet(tmp_path / "data" / f"{name}.parquet")
     data, _, _ = parse_options(["--data_dir", str(tmp_path / "data")])
-    from loading import load_splits, task_of
-
     splits = load_splits(data, task_of(data), seed=0)
     assert (len(splits.train), len(splits.eval), splits.eval_split) == (24, 12, "validation")
     data.train_split = "train+validation"
@@ -186,8 +202,6 @@ def test_crops_depend_on_seed_epoch_and_index_only(data: Path, tmp_path: Path) -
 
 
 def test_samples_are_drawn_at_random_and_repeat(data: Path) -> None:
-    from loading import load_splits, task_of
-
     options, _, _ = parse_options(["--data_dir", str(data), "--max_train_samples", "6"])
     first, second, third = (
         list(load_splits(options, task_of(options), seed=seed).train["index"]) for seed in (0, 0, 1)

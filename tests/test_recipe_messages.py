@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tasks import TASKS
 
 import hf_sam.vision.data
+from hf_sam import SAMConfig
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--rho -0.1", "`rho` must be >= 0, got -0.1"),
     ("--perturbation_norm 1", "`perturbation_norm` must be > 1, got 1.0"),
     ("--ascent_scope rank", "`ascent_scope` must be micro_batch in this release"),
-    ("--rhoo 0.1", "unknown option --rhoo: did you mean rho?"),
+    ("--rhoo 0.1", "unknown option --rhoo: did you mean --rho?"),
     ("--model resnet999", "model `resnet999` cannot be loaded.*`--model` takes a timm name"),
     ("--model owner/name", "model `owner/name` cannot be loaded.*Without a network use a local"),
     ("--model resnet18", "model `resnet18` cannot be loaded.*`--weights FILE` or `--init_scratch`"),
@@ -42,6 +43,10 @@ OPTIONS: list[tuple[str, str]] = [
     ("--std 0.5 0.5 0", "`std` must be > 0"),
     ("--crop_scale 0.5 0.1", "`crop_scale` must be two shares"),
     ("--horizontal_flip 2", r"`horizontal_flip` must be in \[0, 1\], got 2.0"),
+    ("--mixup nan", "`mixup` must be >= 0, got nan"),
+    ("--mean nan 0 0", "`mean` must be three values"),
+    ("--auto_augment junk --model test_vit --init_scratch", "`auto_augment` must be a policy"),
+    ("--dataloader_drop_last", "`dataloader_drop_last` would leave out evaluation images"),
     ("--mixup -1", "`mixup` must be >= 0, got -1.0"),
     ("--max_train_samples 0", "`max_train_samples` must be >= 1, got 0"),
     ("--image_size 0", "`image_size` must be >= 1, got 0"),
@@ -119,7 +124,7 @@ def test_unknown_option_in_a_config_file(tmp_path: Path) -> None:
     config.write_text("learning_rat: 0.1\n")
     said = message_of(["--config", str(config)])
     assert "unknown option 'learning_rat'" in said
-    assert "did you mean learning_rate?" in said
+    assert "did you mean --learning_rate?" in said
 
 
 def test_no_network_names_the_alternatives(tmp_path: Path) -> None:
@@ -172,13 +177,14 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     said = message_of([*argv, "--output_dir", str(tmp_path / "out")])
     assert "must fit the model, got conv1.weight of shape (3, 3) for (64, 3, 7, 7)" in said
     save_file({"other": torch.zeros(3)}, tmp_path / "w.safetensors")
-    assert "must have tensors of the model, got none of" in message_of(argv)
+    assert "must have tensors of the backbone, got none of" in message_of(argv)
 
 
 def test_checkpoint_of_another_network(data: Path, tmp_path: Path) -> None:
     finetune_on(data, tmp_path / "out", "--save_strategy", "steps", "--save_steps", "1")
     argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
     resume = ["--resume_from_checkpoint", "last"]
+    resume += ["--max_steps", "4"]
     said = message_of([*argv, *resume, "--model", "test_efficientnet"])
     assert "must fit the model, got" in said
     assert "pass the `--model`, data and `--model_kwargs` that it was written with" in said
@@ -195,6 +201,30 @@ def test_nothing_written_is_lost(data: Path, tmp_path: Path) -> None:
     assert after == before
 
 
+def test_a_run_that_has_ended_is_not_evaluated_away(data: Path, tmp_path: Path) -> None:
+    finetune_on(data, tmp_path / "out", "--save_strategy", "steps", "--save_steps", "1")
+    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    said = message_of([*argv, "--resume_from_checkpoint", "last"])
+    assert "has ended, at step 2" in said
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json"])
+def test_a_folder_with_something_of_its_own_is_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    assert "must not hold an earlier run or a model" in message_of(["--output_dir", str(tmp_path)])
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    from checkpoints import find_checkpoint
+
+    for step, state in ((2, '{"global_step": 2, "max_steps": 9, "num_train_epochs": 3}'), (4, "{")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-6").mkdir()
+    args = SAMConfig(output_dir=str(tmp_path), resume_from_checkpoint="last")
+    assert find_checkpoint(args) == str(tmp_path / "checkpoint-2")
+
+
 def test_every_option_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         finetune.main(["--help"])
@@ -203,8 +233,6 @@ def test_every_option_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in shown for name in TASKS)
     from options import DataOptions, ModelOptions
     from transformers import HfArgumentParser
-
-    from hf_sam import SAMConfig
 
     parser = HfArgumentParser((DataOptions, ModelOptions, SAMConfig))
     assert all(a.help for a in parser._actions if not a.option_strings[0].startswith("--no"))

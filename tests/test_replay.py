@@ -32,6 +32,29 @@ def test_draws_repeat_and_then_go_on() -> None:
         assert draw() == after
 
 
+class Rebinds(nn.Module):
+    """Binds a new tensor to its buffer, as moving averages are often written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(3))
+        self.register_buffer("fixed", torch.arange(5).expand(3, -1))
+        with torch.inference_mode():
+            self.register_buffer("inferred", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.average = 0.9 * self.average + x
+        return x
+
+
+def test_rebound_buffers_come_back_and_unwritable_ones_do_no_harm() -> None:
+    model = Rebinds()
+    model(torch.ones(3))
+    with running_stats_kept(model):
+        model(torch.ones(3))
+    assert torch.equal(model.average, torch.ones(3))
+
+
 def test_draws_go_on_after_an_exception() -> None:
     state = random_state([])
     draw()

@@ -13,7 +13,7 @@ from cases import Recorder, build, examples, make_trainer
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.distributed import require_supported
@@ -129,6 +129,51 @@ def test_ascent_grad_norm_is_that_of_the_mean_loss(tmp_path: Path) -> None:
         trainer.train()
         norms.append([e["ascent_grad_norm"] for e in trainer.state.log_history if "loss" in e])
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_log_averages_over_the_steps_that_had_a_perturbation(tmp_path: Path) -> None:
+    """A callback that switches SAM on in mid-interval must not dilute the averages."""
+
+    class SwitchOn(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            args.rho = 0.05 if state.global_step >= 8 else 0.0
+
+    trainer = make_trainer(build("mlp"), tmp_path, rho=0.05, max_steps=10, logging_steps=10)
+    trainer.add_callback(SwitchOn())
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert 0.5 * entry["loss"] < entry["perturbed_loss"] < 2 * entry["loss"]
+    assert entry["sharpness"] > 0
+
+
+def test_losses_are_summed_in_float32(tmp_path: Path) -> None:
+    """At learning rate 0 the mean of many equal bfloat16 losses is each of them."""
+    model = build("mlp", torch.bfloat16)
+    trainer = make_trainer(
+        model, tmp_path, dtype=torch.bfloat16, data=examples(torch.bfloat16, 8), max_steps=300,
+        logging_steps=300, learning_rate=0.0, rho=1e-3,
+    )  # fmt: skip
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert abs(entry["sharpness"]) < 0.02 * entry["loss"]
+
+
+def test_sparse_gradients_train(tmp_path: Path) -> None:
+    class Embeds(torch.nn.Module):
+        def __init__(self, sparse: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed = torch.nn.Embedding(4, 4, sparse=sparse, dtype=torch.float64)
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            return {"loss": F.cross_entropy(self.embed(labels), labels)}
+
+    weights = []
+    for sparse in (False, True):
+        model = Embeds(sparse)
+        make_trainer(model, tmp_path, max_steps=5, max_grad_norm=1e9).train()
+        weights.append(model.embed.weight.detach())
+    torch.testing.assert_close(*weights)
 
 
 def test_flops_count_both_passes(tmp_path: Path) -> None:

@@ -129,6 +129,20 @@ def test_transformers_classifier(labels: int, data: Path, tmp_path: Path) -> Non
     assert list(AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean) == [0.1, 0.2, 0.3]
 
 
+def test_a_transformers_model_reads_its_file_and_resumes(data: Path, tmp_path: Path) -> None:
+    """What it saves has other tensor names than it has itself."""
+    start = small_vit(tmp_path / "vit", 3)
+    argv = [a for a in TINY if a != "--init_scratch"] + ["--data_dir", str(data)]
+    argv += ["--model", str(tmp_path / "vit"), "--output_dir", str(tmp_path / "out")]
+    weights = ["--weights", str(tmp_path / "vit" / "model.safetensors")]
+    report = finetune.load(*parse_options([*argv, *weights])).classifier.report
+    assert (report.loaded, report.missing) == (len(start.state_dict()), ())
+    argv += ["--save_strategy", "steps", "--save_steps", "1"]
+    finetune.main(argv)
+    metrics = finetune.main([*argv, "--resume_from_checkpoint", "last", "--max_steps", "4"])
+    assert metrics["epoch"] > 1
+
+
 def test_frozen_batch_norm_keeps_its_statistics(data: Path, tmp_path: Path) -> None:
     options = ["--weights", str(backbone(tmp_path / "w.safetensors")), "--freeze_batch_norm"]
     argv = [a for a in TINY if a != "--init_scratch"]

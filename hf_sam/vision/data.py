@@ -72,14 +72,26 @@ def load_local(data_dir: Path) -> DatasetDict:
     for path in sorted(data_dir.rglob("*.parquet")):
         files[path.stem.split("-")[0]].append(str(path))
     try:
-        if files:
-            return datasets.load_dataset("parquet", data_files=dict(files))
-        return datasets.load_dataset("imagefolder", data_dir=str(data_dir), drop_labels=False)
+        if files:  # one by one: loaded together, all would get the features of the first
+            return DatasetDict(
+                {
+                    s: datasets.load_dataset("parquet", data_files=f, split="train")
+                    for s, f in files.items()
+                }
+            )
+        found = datasets.load_dataset("imagefolder", data_dir=str(data_dir), drop_labels=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"`--data_dir` must hold parquet files (`train.parquet`) or an image folder "
             f"(`train/<class>/<image>`), got {str(data_dir)!r}: {first_line(error)}"
         ) from error
+    labels = found["train"].features.get("label") if "train" in found else None
+    if isinstance(labels, ClassLabel) and set(labels.names) <= set(found):
+        raise ValueError(
+            f"`--data_dir` must have a folder for each class (`train/<class>/<image>`), got "
+            f"{str(data_dir)!r} with {', '.join(labels.names)} only."
+        )
+    return found
 
 
 def load_digits() -> DatasetDict:
@@ -217,4 +229,4 @@ def _labels(rows: datasets.Dataset, column: str) -> list[str | int | None]:
         raise ValueError(
             f"`--label_column` must hold one label an image, got `{column}` of {feature}."
         )
-    return values
+    return [None if isinstance(v, int) and v < 0 else v for v in values]

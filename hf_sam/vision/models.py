@@ -1,6 +1,8 @@
 """Image classifiers by name, folder or weights file."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from .classifier import Classifier, ModelSource
 from .timm_models import load_timm_folder, load_timm_name
-from .weights import LoadReport, fill_weights
+from .weights import LoadReport
 
 # timm's names of Pillow's resampling codes, in the order of the codes
 PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -54,7 +57,7 @@ def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifi
         if folder.is_dir() and "architecture" in json.loads((folder / "config.json").read_text()):
             return load_timm_folder(folder, source, label_names)
         return _load_transformers(source, label_names)
-    except OSError as error:
+    except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
             f"model `{source.name}` cannot be loaded: {type(error).__name__}: "
             f"{str(error).splitlines()[0]} `--model` takes a timm name, an image classifier on the "
@@ -73,35 +76,51 @@ def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Class
     config = AutoConfig.from_pretrained(source.name)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: i for i, name in enumerate(label_names)}
-    if source.own_weights:
+    if source.init_scratch:
+        model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+        report = LoadReport(0, tuple(model.state_dict()), (), head_drawn_anew=True)
+    else:
+        model, report = _load_transformers_weights(source, config)
+    processor = AutoImageProcessor.from_pretrained(source.name)
+    return Classifier(model, _override(processor, source), processor=processor, report=report)
+
+
+def _load_transformers_weights(
+    source: ModelSource, config: PreTrainedConfig
+) -> tuple[PreTrainedModel, LoadReport]:
+    """Load the model's own weights, or a file's in their place; transformers knows all names."""
+    with tempfile.TemporaryDirectory() as folder:
+        if source.weights is not None:
+            config.save_pretrained(folder)
+            if not source.weights.is_file():
+                raise ValueError(
+                    f"`--weights` must be a safetensors file, got {str(source.weights)!r}."
+                )
+            shutil.copy(source.weights, Path(folder) / "model.safetensors")
         model, info = AutoModelForImageClassification.from_pretrained(
-            source.name,
+            folder if source.weights else source.name,
             config=config,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             dtype=torch.float32,
         )
-        head = _transformers_head(model)
-        resized = [name for name, *_ in info["mismatched_keys"]]
-        if wrong := [name for name in resized if not name.startswith(head)]:
-            raise ValueError(
-                f"model `{source.name}` must fit its own weights, got another shape for {wrong[0]}:"
-                " check the folder's config.json."
-            )
-        missing = (*info["missing_keys"], *resized)
-        report = LoadReport(
-            loaded=len(model.state_dict()) - len(missing),
-            missing=missing,
-            unexpected=tuple(info["unexpected_keys"]),
-            head_drawn_anew=any(name.startswith(head) for name in missing),
+    head = _transformers_head(model)
+    resized = [name for name, *_ in info["mismatched_keys"]]
+    missing = (*info["missing_keys"], *resized)
+    backbone = [name for name in model.state_dict() if not name.startswith(head)]
+    wrong = [name for name in resized if not name.startswith(head)]
+    if wrong or set(backbone) <= set(missing):
+        raise ValueError(
+            f"the weights must fit the backbone of `{source.name}`, got none of its shape for "
+            f"{(wrong or backbone)[0]}: check `--model` and `--weights`."
         )
-    else:
-        model = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
-        report = LoadReport(0, tuple(model.state_dict()), (), head_drawn_anew=True)
-        if source.weights is not None:
-            report = fill_weights(model, source.weights, head=_transformers_head(model))
-    processor = AutoImageProcessor.from_pretrained(source.name)
-    return Classifier(model, _override(processor, source), processor=processor, report=report)
+    report = LoadReport(
+        loaded=len(model.state_dict()) - len(missing),
+        missing=missing,
+        unexpected=tuple(info["unexpected_keys"]),
+        head_drawn_anew=bool(missing),
+    )
+    return model, report
 
 
 def _transformers_head(model: PreTrainedModel) -> tuple[str, ...]:
@@ -115,6 +134,7 @@ def _override(processor: BaseImageProcessor, source: ModelSource) -> dict[str, A
     size = dict(processor.size)
     edge = int(size.get("shortest_edge") or size["height"])
     crop = dict(getattr(processor, "crop_size", None) or {}).get("height", edge)
+    crop_pct = getattr(processor, "crop_pct", None) or crop / edge  # ConvNeXt's has its own
     data_config = resolve_data_config(
         source.data_options,
         {
@@ -122,7 +142,8 @@ def _override(processor: BaseImageProcessor, source: ModelSource) -> dict[str, A
             "mean": tuple(processor.image_mean),
             "std": tuple(processor.image_std),
             "interpolation": PIL_FILTERS[int(processor.resample)],
-            "crop_pct": crop / edge,
+            "crop_pct": crop_pct,
+            "crop_mode": "squash" if "height" in size else "center",
         },
     )
     height, width = data_config["input_size"][1:]

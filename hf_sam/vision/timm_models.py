@@ -51,6 +51,11 @@ def load_timm_folder(folder: Path, source: ModelSource, label_names: Sequence[st
         pretrained_cfg_overlay=pretrained_cfg,
     )
     weights = folder / "model.safetensors" if source.own_weights else source.weights
+    if weights is not None and source.own_weights and not weights.is_file():
+        raise ValueError(
+            f"`--model` folder {str(folder)!r} must have a model.safetensors: export it with "
+            "`safe_serialization=True`, or pass `--weights FILE.safetensors`."
+        )
     return _wrap_timm(model, kwargs, source, label_names, _fill_timm(model, weights))
 
 

@@ -21,7 +21,8 @@ def build_transforms(
     """Build the training and the evaluation transform from a model's own data config.
 
     Args:
-        data_config: `input_size` (3, height, width), `mean`, `std`, `interpolation`, `crop_pct`.
+        data_config: `input_size` (3, height, width), `mean`, `std`, `interpolation`,
+            `crop_pct`, `crop_mode`.
         crop_scale: Share of the image's area that a random resized crop covers, least and most;
             the sides' ratio is 3/4 to 4/3. The default is the ImageNet preprocessing of the paper.
         horizontal_flip: Probability of a flip.
@@ -32,6 +33,12 @@ def build_transforms(
         Random resized crop, flip and policy; and resize and centre crop. Both normalise.
     """
     shared = {k: data_config[k] for k in ("input_size", "mean", "std", "interpolation")}
+    policies = ("original", "v0", "3a", "rand", "augmix")
+    if auto_augment is not None and not auto_augment.startswith(policies):
+        raise ValueError(
+            f"`auto_augment` must be a policy of timm ({', '.join(policies)}), got "
+            f"{auto_augment!r}: rand-m9-mstd0.5 is usual."
+        )
     train = create_transform(
         **shared,
         is_training=True,
@@ -40,7 +47,9 @@ def build_transforms(
         auto_augment=auto_augment,
         color_jitter=None,
     )
-    return train, create_transform(**shared, crop_pct=data_config["crop_pct"])
+    return train, create_transform(
+        **shared, crop_pct=data_config["crop_pct"], crop_mode=data_config["crop_mode"]
+    )
 
 
 def soft_cross_entropy(

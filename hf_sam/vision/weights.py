@@ -64,9 +64,9 @@ def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> Loa
                 f"{tuple(given[name].shape)} for {tuple(own[name].shape)}: check `--model`, "
                 "`--model_kwargs` and `--image_size`."
             )
-    if not fitting:
+    if all(name.startswith(tuple(head)) for name in fitting):
         raise ValueError(
-            f"`--weights` {str(weights)!r} must have tensors of the model, got none of: "
+            f"`--weights` {str(weights)!r} must have tensors of the backbone, got none of: "
             f"{', '.join(list(own)[:3])}, ...: check `--model`."
         )
     model.load_state_dict(fitting, strict=False)
