@@ -47,9 +47,10 @@ class SAMArguments:
     ascent_scope: str | None = field(
         default=None,
         metadata={
-            "help": "Which examples share one perturbation: micro_batch (one forward pass on one "
-            "device, as in the paper), rank or global. Unset means micro_batch; this release has "
-            "no other."
+            "help": "Which examples share one perturbation, m of m-sharpness: micro_batch (one "
+            "device's micro-batch, as in the paper), rank (one device's micro-batches of an "
+            "optimizer step) or global (those of all devices: the effective batch, at the price "
+            "of one more gradient reduction). Unset means micro_batch."
         },
     )
     replay_rng: bool = field(
@@ -93,11 +94,6 @@ class SAMArguments:
             raise ValueError(
                 f"`ascent_scope` must be one of {', '.join(ASCENT_SCOPES)}, "
                 f"got {self.ascent_scope!r}: leave it out for the paper's micro_batch."
-            )
-        if self.rho > 0 and self.ascent_scope in ("rank", "global"):
-            raise ValueError(
-                f"`ascent_scope` must be micro_batch in this release, got {self.ascent_scope!r}: "
-                "leave it out, or wait for the next release, which brings rank and global."
             )
 
 

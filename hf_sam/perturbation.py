@@ -57,6 +57,37 @@ def take_gradients(params: Iterable[Tensor]) -> list[Tensor | None]:
     return gradients
 
 
+def put_gradients(params: Iterable[Tensor], gradients: Iterable[Tensor | None] | None) -> None:
+    """Give the parameters these gradients, in place of those they have.
+
+    Args:
+        params: The parameters.
+        gradients: One for each parameter, of its shape, or None; None for none at all.
+    """
+    params = list(params)
+    gradients = [None] * len(params) if gradients is None else gradients
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = gradient
+
+
+@contextmanager
+def gradients_set_aside(params: Iterable[Tensor]) -> Iterator[None]:
+    """Take the gradients off the parameters, and on leaving give them back.
+
+    Args:
+        params: The parameters.
+
+    Yields:
+        Nothing. No copies are made.
+    """
+    params = list(params)
+    gradients = take_gradients(params)
+    try:
+        yield
+    finally:
+        put_gradients(params, gradients)
+
+
 def gradient_norm(gradients: Iterable[Tensor | None], order: float = 2.0) -> Tensor:
     """Compute the norm of all gradients as one vector, in float32 or better.
 

@@ -107,33 +107,22 @@ def running_stats_kept(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing. Memory: one copy of the buffers.
     """
-    restore = _restorer(model)
+    restore = restorer(model)
     try:
         yield
     finally:
         restore()
 
 
-@contextmanager
-def running_stats_undone_on_error(model: nn.Module) -> Iterator[None]:
-    """Put running statistics back only if the block raises; the exception goes on.
+def restorer(model: nn.Module) -> Callable[[], None]:
+    """Remember the buffers, and return what puts them back: the tensors, and their values.
 
     Args:
-        model: The model whose buffers are watched.
+        model: The model whose buffers are to be put back.
 
-    Yields:
-        Nothing. Memory: one copy of the buffers.
+    Returns:
+        A function to call any number of times. Memory: one copy of the buffers.
     """
-    restore = _restorer(model)
-    try:
-        yield
-    except BaseException:  # Ctrl-C too must leave the model as before the step
-        restore()
-        raise
-
-
-def _restorer(model: nn.Module) -> Callable[[], None]:
-    """Return what puts today's buffers back: the tensors themselves, and their values."""
     kept = [
         (module._buffers, name, buffer)
         for module in model.modules()

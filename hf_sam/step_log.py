@@ -1,5 +1,6 @@
 """What the passes found out since the last log entry, kept on the device until it is logged."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,8 @@ class StepLog:
 
     def add(
         self,
-        clean_loss: Tensor,
-        perturbed_loss: Tensor,
+        clean_losses: Sequence[Tensor],
+        perturbed_losses: Sequence[Tensor],
         ascent_grad_norm: Tensor,
         *,
         step: int,
@@ -29,22 +30,29 @@ class StepLog:
         """Return the sums with one perturbation's added, without synchronising with the host.
 
         Args:
-            clean_loss: Of shape (), as the Trainer sums it.
-            perturbed_loss: Likewise.
+            clean_losses: Of shape () for each micro-batch that shares it, as the Trainer sums them.
+            perturbed_losses: Likewise.
             ascent_grad_norm: Of shape (), unscaled.
             step: The Trainer's global step.
             filter_nonfinite: Whether the running mean replaces a nan or inf, as in the Trainer's
                 own sum.
         """
-        losses = {"clean_loss": clean_loss.float(), "perturbed_loss": perturbed_loss.float()}
-        if filter_nonfinite:
-            for name, loss in losses.items():
-                mean = torch.zeros_like(loss) + getattr(self, name) / (1 + self.steps)
-                losses[name] = torch.where(torch.isfinite(loss), loss, mean)
+        sums = []
+        for total, losses in (
+            (self.clean_loss, clean_losses),
+            (self.perturbed_loss, perturbed_losses),
+        ):
+            for loss in losses:
+                finite = loss.float()
+                if filter_nonfinite:
+                    mean = torch.zeros_like(finite) + total / (1 + self.steps)
+                    finite = torch.where(torch.isfinite(finite), finite, mean)
+                total = total + finite
+            sums.append(total)
         return StepLog(
             last_step=step,
-            clean_loss=self.clean_loss + losses["clean_loss"],
-            perturbed_loss=self.perturbed_loss + losses["perturbed_loss"],
+            clean_loss=sums[0],
+            perturbed_loss=sums[1],
             ascent_grad_norm=self.ascent_grad_norm + ascent_grad_norm.float(),
             ascents=self.ascents + 1,
             steps=self.steps + (step != self.last_step),

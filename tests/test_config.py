@@ -20,8 +20,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"perturbation_norm": 1}, "`perturbation_norm` must be > 1, got 1"),
     ({"perturbation_norm": -math.inf}, "`perturbation_norm` must be > 1, got -inf"),
     ({"ascent_scope": "batch"}, "`ascent_scope` must be one of micro_batch, rank, global"),
-    ({"ascent_scope": "rank"}, "`ascent_scope` must be micro_batch in this release, got 'rank'"),
-    ({"ascent_scope": "global"}, "wait for the next release"),
 ]
 
 

@@ -1,0 +1,117 @@
+"""The plain Trainer, stepping along the gradient that the paper's equations give.
+
+Loop, clipping, optimizer, schedule and checkpoints are transformers' own. The gradient is computed
+here, without the package: autograd on the bare model, flat vectors, averages over ranks by hand.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import oracles
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import Trainer
+
+Batch = dict[str, Any]
+
+
+class ReferenceTrainer(Trainer):
+    """`sam` holds scope, rho, p, adaptive and eta."""
+
+    def __init__(self, *args: Any, sam: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        defaults = {"scope": "micro_batch", "rho": 0.05, "p": 2.0, "adaptive": False, "eta": 0.01}
+        self.sam = {**defaults, **sam}
+        self.group: list[tuple[Batch, Any, Tensor, Tensor]] = []
+        self.steps_of_window = 0
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        self.group, self.steps_of_window = [], 0
+        return super().get_batch_samples(*args)
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None
+    ) -> Tensor:
+        model.train()
+        if hasattr(self.optimizer, "train"):  # schedule-free optimizers
+            self.optimizer.train()
+        bare = self.accelerator.unwrap_model(model)
+        params = [p for p in bare.parameters() if p.requires_grad]
+        if self.steps_of_window == 0 and self.args.ddp_broadcast_buffers is not False:
+            on_ranks(lambda buffer: dist.broadcast(buffer, src=0), list(bare.buffers()))
+        self.steps_of_window += 1
+        draws = torch.get_rng_state()
+        loss, pieces = self._gradients(bare, params, inputs, num_items_in_batch)
+        self.group.append((inputs, num_items_in_batch, draws, flatten(pieces, params)))
+        last = self.steps_of_window == self.current_gradient_accumulation_steps
+        if last or self.sam["scope"] == "micro_batch":
+            self._add_sam_gradients(bare, params)
+            self.group = []
+        if last:
+            average_gradients(params)
+        return loss
+
+    def _gradients(
+        self, bare: nn.Module, params: list[nn.Parameter], inputs: Batch, items: Any
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        loss = self.compute_loss(bare, self._prepare_inputs(dict(inputs)), num_items_in_batch=items)
+        if self.compute_loss_func is None and (items is None or not self.model_accepts_loss_kwargs):
+            loss = loss / self.current_gradient_accumulation_steps
+        pieces = torch.autograd.grad(loss, params, allow_unused=True)
+        return loss.detach(), [g.to_dense() if g is not None else None for g in pieces]
+
+    def _add_sam_gradients(self, bare: nn.Module, params: list[nn.Parameter]) -> None:
+        """Add to `p.grad` the gradients of the group's micro-batches at w + their epsilon."""
+        w, buffers = flatten(params, params), [b.clone() for b in bare.buffers()]
+        g = torch.stack([g for *_, g in self.group]).sum(0)
+        if self.sam["scope"] == "global":
+            on_ranks(dist.all_reduce, [g])  # their sum: epsilon has the same direction
+        epsilon = torch.zeros_like(w)
+        if g.any():
+            scale = torch.where(self._scaled(bare), w.abs() + self.sam["eta"], 1.0)
+            epsilon = oracles.perturbation(g, rho=self.sam["rho"], p=self.sam["p"], scale=scale)
+        after = torch.get_rng_state()
+        write(params, w + epsilon)
+        for inputs, items, draws, _ in self.group:
+            torch.set_rng_state(draws)
+            _, pieces = self._gradients(bare, params, inputs, items)
+            for p, piece in zip(params, pieces, strict=True):
+                if piece is not None:
+                    p.grad = piece if p.grad is None else p.grad + piece
+        write(params, w)
+        torch.set_rng_state(after)
+        for buffer, before in zip(bare.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    def _scaled(self, bare: nn.Module) -> Tensor:
+        mask = oracles.weight_mask(bare)
+        return mask if self.sam["adaptive"] else torch.zeros_like(mask)
+
+
+def on_ranks(collective: Callable[[Tensor], Any], tensors: list[Tensor]) -> None:
+    if dist.is_initialized():
+        for tensor in tensors:
+            collective(tensor)
+
+
+def average_gradients(params: list[nn.Parameter]) -> None:
+    """Average over ranks; a parameter that no rank has used keeps no gradient."""
+    if not dist.is_initialized():
+        return
+    for p in params:
+        used = torch.tensor(float(p.grad is not None))
+        total = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        on_ranks(dist.all_reduce, [used, total])
+        p.grad = total / dist.get_world_size() if used else None
+
+
+def flatten(pieces: list[Tensor | None], params: list[nn.Parameter]) -> Tensor:
+    pairs = zip(pieces, params, strict=True)
+    return torch.cat([(p * 0 if g is None else g).detach().flatten() for g, p in pairs])
+
+
+def write(params: list[nn.Parameter], w: Tensor) -> None:
+    with torch.no_grad():
+        for p, piece in zip(params, w.split([p.numel() for p in params]), strict=True):
+            p.copy_(piece.view_as(p))
