@@ -8,7 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    default_data_collator,
+)
 
 from hf_sam import SAMConfig, SAMTrainer
 
@@ -158,3 +166,70 @@ def make_trainer(
         data_collator=recorder or default_data_collator,
         **(trainer_kwargs or {}),
     )
+
+
+def vit(dropout: float = 0.1) -> nn.Module:
+    """A transformers model in float64 throughout, which supports gradient checkpointing."""
+    return ViTForImageClassification(
+        ViTConfig(
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=8,
+            patch_size=4,
+            num_labels=CLASSES,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+    )
+
+
+def llama() -> nn.Module:
+    """A language model that takes num_items_in_batch; it computes norms and loss in float32."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=16,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+class SparseEmbedding(nn.Module):
+    """A table whose gradients are sparse, or the same with dense ones."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, CLASSES, sparse=sparse)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.table(input_ids).mean(1), labels)}
+
+
+def images(dtype: torch.dtype = torch.float64, count: int = EXAMPLES) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return [{"pixel_values": x, "labels": y} for x, y in zip(pixels, labels, strict=True)]
+
+
+def texts(count: int = EXAMPLES) -> list[dict[str, Tensor]]:
+    """Of 8 tokens, between none and 6 of them without a label: the counts differ."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(16, (count, 8), generator=generator)
+    ignored = torch.randint(7, (count, 1), generator=generator)
+    labels = torch.where(torch.arange(8) < ignored, -100, ids)
+    return [{"input_ids": x, "labels": y} for x, y in zip(ids, labels, strict=True)]
+
+
+def bags(count: int = EXAMPLES) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(16, (count, 3), generator=generator)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return [{"input_ids": x, "labels": y} for x, y in zip(ids, labels, strict=True)]

@@ -30,24 +30,30 @@ def sam_gradient(
     window: Sequence[Any],
     *,
     rho: float,
+    shared: bool = False,
     p: float = 2.0,
     adaptive: Tensor | None = None,
     eta: float = 0.01,
 ) -> Tensor:
-    """Mean over the window of each micro-batch's gradient at w + its own epsilon (m-sharpness).
+    """Mean over the window of each micro-batch's gradient at w + epsilon (m-sharpness).
 
-    `adaptive` is a mask of the weights that ASAM scales (2102.11600, official code).
+    Each micro-batch has its own epsilon, or one is `shared` by the window. `adaptive` is a mask of
+    the weights that ASAM scales (2102.11600, official code).
     """
-    total = torch.zeros_like(w)
+    draws, clean = [], []
     for batch in window:
-        draws = torch.get_rng_state()
-        g = gradient(w, batch)
-        after = torch.get_rng_state()
-        scale = None if adaptive is None else torch.where(adaptive, w.abs() + eta, 1.0)
+        draws.append(torch.get_rng_state())
+        clean.append(gradient(w, batch))
+    after = torch.get_rng_state()
+    if shared:
+        clean = [sum(clean) / len(clean)] * len(clean)
+    scale = None if adaptive is None else torch.where(adaptive, w.abs() + eta, 1.0)
+    total = torch.zeros_like(w)
+    for batch, before, g in zip(window, draws, clean, strict=True):
         epsilon = perturbation(g, rho=rho, p=p, scale=scale) if rho else 0.0
-        torch.set_rng_state(draws)
+        torch.set_rng_state(before)
         total += gradient(w + epsilon, batch)
-        torch.set_rng_state(after)
+    torch.set_rng_state(after)
     return total / len(window)
 
 

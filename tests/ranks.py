@@ -1,68 +1,70 @@
-"""Run by torchrun on each rank: training under DDP against the oracle's mean over ranks."""
+"""Real processes under DDP: one launch runs a whole list of checks on every rank.
 
-import copy
+`launch` starts torchrun; this file is also what it runs on each rank.
+"""
+
+import faulthandler
 import json
+import os
+import signal
+import subprocess
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
 
-import oracles
-import torch
-import torch.distributed as dist
-from cases import Recorder, build, examples, make_trainer
-from transformers import TrainerCallback
-
-STEPS = 6
+HERE = Path(__file__).parent
+CHECK_LIMIT = 60  # seconds for one check, after which every thread's stack is printed
 
 
-class Draws(TrainerCallback):
-    """Remembers torch's random state when each step begins."""
+def launch(ranks: int, suite: str, folder: Path, *arguments: str, limit: int) -> dict[str, list]:
+    """Run every check of `suite` on gloo ranks, and return what each rank reported, by check.
 
-    def __init__(self) -> None:
-        self.states: list[torch.Tensor] = []
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.states.append(torch.get_rng_state())
-
-
-def error(name: str, accumulation: int, folder: Path) -> float:
-    """Largest error over all weights after a few steps of plain SGD."""
-    model, recorder, draws = build(name), Recorder(), Draws()
-    reference = copy.deepcopy(model).train()
-    trainer = make_trainer(
-        model,
-        folder,
-        recorder=recorder,
-        max_steps=STEPS,
-        gradient_accumulation_steps=accumulation,
-        per_device_train_batch_size=4,
-        data=examples(count=96),
-        ddp_find_unused_parameters=name == "sometimes_used",
+    Raises:
+        RuntimeError: With the stacks or the traceback, if a rank did not finish within `limit` s.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    process = subprocess.Popen(
+        [*command, str(ranks), __file__, suite, str(folder), *arguments],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    trainer.add_callback(draws)
-    trainer.train()
-    assert dist.get_world_size() == 2
-    gradient, w = oracles.flat_gradient(reference), oracles.flat_weights(reference)
-    for step in range(STEPS):
-        torch.set_rng_state(draws.states[step])
-        window = recorder.batches[step * accumulation : (step + 1) * accumulation]
-        g = oracles.sam_gradient(gradient, w, window, rho=0.05)
-        dist.all_reduce(g)
-        w = w - 0.1 * g / dist.get_world_size()
-    return float((oracles.flat_weights(model) - w).abs().max())
+    try:
+        _, errors = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, errors = process.communicate()
+    reports = [folder / f"rank{rank}.jsonl" for rank in range(ranks)]
+    finished = all(path.exists() and path.read_text().endswith('"end"\n') for path in reports)
+    if not finished:  # judged by the files: gloo sometimes aborts a rank at its very end
+        raise RuntimeError(f"A rank did not finish:\n{errors[-6000:]}")
+    lines = [[json.loads(line) for line in path.read_text().splitlines()] for path in reports]
+    return {name: [rank[i][1] for rank in lines] for i, (name, _) in enumerate(lines[0][:-1])}
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    found = {
-        f"{name}, {accumulation} micro-batches": error(name, accumulation, folder / "out")
-        for name in ("mlp", "dropout_and_batch_norm", "sometimes_used")
-        for accumulation in (1, 2)
-    }
-    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+def work(suite: str, folder: Path, arguments: list[str]) -> None:
+    """Run the checks of this rank; a check returns what is written into its report."""
+    import conftest  # noqa: F401  # no network
+    import rank_suites
+    import torch.distributed as dist
+
+    rank = int(os.environ["RANK"])
+    with (folder / f"rank{rank}.jsonl").open("w") as report:
+        for name, check in rank_suites.SUITES[suite](folder, *arguments):
+            faulthandler.dump_traceback_later(CHECK_LIMIT, exit=True)
+            try:
+                result = check()
+            except Exception as error:  # the other ranks fail too, or the limit ends them
+                result = {"failed": f"{type(error).__name__}: {error}"}
+                traceback.print_exc()
+            print(json.dumps([name, result]), file=report, flush=True)
+        print(json.dumps("end"), file=report, flush=True)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    work(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -38,15 +38,34 @@ class ReferenceTrainer(Trainer):
             self.optimizer.train()
         bare = self.accelerator.unwrap_model(model)
         params = [p for p in bare.parameters() if p.requires_grad]
-        if self.steps_of_window == 0 and self.args.ddp_broadcast_buffers is not False:
-            on_ranks(lambda buffer: dist.broadcast(buffer, src=0), list(bare.buffers()))
+        if self.steps_of_window == 0:
+            self.buffers_before = [b.clone() for b in bare.buffers()]
+            if self.args.ddp_broadcast_buffers is not False:
+                on_ranks(lambda buffer: dist.broadcast(buffer, src=0), list(bare.buffers()))
         self.steps_of_window += 1
+        try:
+            loss = self._sam_step(bare, params, inputs, num_items_in_batch)
+        except BaseException:
+            restore(bare, self.buffers_before)
+            raise
+        return loss
+
+    def _sam_step(
+        self, bare: nn.Module, params: list[nn.Parameter], inputs: Batch, items: Any
+    ) -> Tensor:
         draws = torch.get_rng_state()
-        loss, pieces = self._gradients(bare, params, inputs, num_items_in_batch)
-        self.group.append((inputs, num_items_in_batch, draws, flatten(pieces, params)))
+        loss, pieces = self._gradients(bare, params, inputs, items)
+        self.group.append((inputs, items, draws, flatten(pieces, params)))
         last = self.steps_of_window == self.current_gradient_accumulation_steps
         if last or self.sam["scope"] == "micro_batch":
-            self._add_sam_gradients(bare, params)
+            w, buffers = flatten(params, params), [b.clone() for b in bare.buffers()]
+            after = torch.get_rng_state()
+            try:
+                self._add_sam_gradients(bare, params, w)
+            finally:
+                write(params, w)
+                restore(bare, buffers)
+                torch.set_rng_state(after)
             self.group = []
         if last:
             average_gradients(params)
@@ -61,9 +80,8 @@ class ReferenceTrainer(Trainer):
         pieces = torch.autograd.grad(loss, params, allow_unused=True)
         return loss.detach(), [g.to_dense() if g is not None else None for g in pieces]
 
-    def _add_sam_gradients(self, bare: nn.Module, params: list[nn.Parameter]) -> None:
+    def _add_sam_gradients(self, bare: nn.Module, params: list[nn.Parameter], w: Tensor) -> None:
         """Add to `p.grad` the gradients of the group's micro-batches at w + their epsilon."""
-        w, buffers = flatten(params, params), [b.clone() for b in bare.buffers()]
         g = torch.stack([g for *_, g in self.group]).sum(0)
         if self.sam["scope"] == "global":
             on_ranks(dist.all_reduce, [g])  # their sum: epsilon has the same direction
@@ -71,7 +89,6 @@ class ReferenceTrainer(Trainer):
         if g.any():
             scale = torch.where(self._scaled(bare), w.abs() + self.sam["eta"], 1.0)
             epsilon = oracles.perturbation(g, rho=self.sam["rho"], p=self.sam["p"], scale=scale)
-        after = torch.get_rng_state()
         write(params, w + epsilon)
         for inputs, items, draws, _ in self.group:
             torch.set_rng_state(draws)
@@ -79,10 +96,6 @@ class ReferenceTrainer(Trainer):
             for p, piece in zip(params, pieces, strict=True):
                 if piece is not None:
                     p.grad = piece if p.grad is None else p.grad + piece
-        write(params, w)
-        torch.set_rng_state(after)
-        for buffer, before in zip(bare.buffers(), buffers, strict=True):
-            buffer.copy_(before)
 
     def _scaled(self, bare: nn.Module) -> Tensor:
         mask = oracles.weight_mask(bare)
@@ -115,3 +128,8 @@ def write(params: list[nn.Parameter], w: Tensor) -> None:
     with torch.no_grad():
         for p, piece in zip(params, w.split([p.numel() for p in params]), strict=True):
             p.copy_(piece.view_as(p))
+
+
+def restore(bare: nn.Module, buffers: list[Tensor]) -> None:
+    for buffer, before in zip(bare.buffers(), buffers, strict=True):
+        buffer.copy_(before)
