@@ -1,7 +1,18 @@
 """No test reaches the network, and none leaves anything in the user's caches."""
 
+import gc
 import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_sam-tests-")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collection that opens each training the objects of all imports."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as it would."""
+    gc.unfreeze()

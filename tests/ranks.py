@@ -4,6 +4,7 @@
 """
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -49,6 +50,8 @@ def work(suite: str, folder: Path, arguments: list[str]) -> None:
     import conftest  # noqa: F401  # no network
     import rank_suites
     import torch.distributed as dist
+
+    gc.freeze()  # each training begins with a garbage collection
 
     rank = int(os.environ["RANK"])
     with (folder / f"rank{rank}.jsonl").open("w") as report:
