@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 STAMP := $(ENV)/.hf_sam-$(shell (pwd; cat pyproject.toml) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check benchmark clean
+.PHONY: help install demo test matrix check benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ demo: $(STAMP) ## fine-tune a timm network on scanned digits with SAM, about a m
 
 test: $(STAMP) ## run every test but those marked gpu, slow or external, 2 to 6 minutes
 	$(PYTHON) -m pytest
+
+matrix: $(STAMP) ## train every combination beside the reference, print the errors, write docs/compatibility.md
+	$(PYTHON) tests/matrix.py
 
 check: $(STAMP) ## lint, format and types
 	$(PYTHON) -m ruff check .

@@ -1,307 +1,39 @@
-"""What SAM meets in a Trainer, combined: each case is trained by SAMTrainer and the reference."""
+"""What SAM meets in a Trainer, combined: each case is trained by SAMTrainer and the reference.
+
+Run as a program (`make matrix`) it prints every case and writes the tables into the docs.
+"""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from cases import (
-    MODELS,
-    SparseEmbedding,
-    bags,
-    build,
-    examples,
-    images,
-    llama,
-    make_trainer,
-    texts,
-    vit,
-)
+import conftest  # noqa: F401  # no network
+import ranks
+from cases import examples, make_trainer
+from matrix_cases import BUILD, CASES, DATA, Case
+from observers import TIMES
 from reference import ReferenceTrainer
-from torch import Tensor, nn
-from torch.utils.data import IterableDataset
-from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
-from transformers.training_args import OptimizerNames
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hf_sam.config import ASCENT_SCOPES
+from hf_sam.distributed import require_supported_backend
 
-FLOAT64 = 1e-9  # sums in another order, over at most 10 steps
-FLOAT32 = 1e-5  # the same where a part of the model or of the loss computes in float32
-
-
-@dataclass(frozen=True)
-class Case:
-    """One combination. `settings` hold for the reference too, `sam` for SAMTrainer alone."""
-
-    table: str
-    line: str
-    scope: str
-    ranks: int = 1
-    accumulation: int = 2
-    batch: int = 4  # examples of one micro-batch
-    model: str = "mlp"
-    data: str = ""  # the model's own unless named
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    sam: Mapping[str, Any] = field(default_factory=dict)
-    ddp: Mapping[str, Any] = field(default_factory=dict)  # of the accelerator's ddp_handler
-    callback: type[TrainerCallback] | None = None
-    tolerance: float = FLOAT64
-    refused: str = ""  # part of the message, where it must be refused
-
-    @property
-    def column(self) -> str:
-        """Scope, and ranks x micro-batches x examples."""
-        return f"{self.scope}, {self.ranks} x {self.accumulation} x {self.batch}"
-
-    def __str__(self) -> str:
-        return f"{self.table}: {self.line}: {self.column}"
-
-
-class Leftovers(IterableDataset[dict[str, Tensor]]):
-    """34 examples: on one rank and on two, a last micro-batch that the Trainer does not step."""
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return iter(examples(count=34))
-
-
-class StopEpoch(TrainerCallback):
-    """Gives up the epoch after the first micro-batch of the third step."""
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_epoch_stop = state.global_step == 2
-        return control
-
-
-class StopTraining(TrainerCallback):
-    """Stops after the first micro-batch of the third step."""
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_training_stop = state.global_step == 2
-        return control
-
-
-class OutOfMemory(nn.Module):
-    """Has no memory for micro-batches of more than 4 in the given forward pass and later ones."""
-
-    def __init__(self, call: int) -> None:
-        super().__init__()
-        self.model, self.call, self.calls = build("batch_norm"), call, 0
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        self.calls += 1
-        if len(x) > 4 and self.calls >= self.call:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return self.model(x, labels)
-
-
-def configured() -> nn.Module:
-    """With the configuration that the Trainer asks when it smooths labels."""
-    model = build("mlp")
-    model.config = PreTrainedConfig()
-    return model
-
-
-def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return make().double()
-
-
-BUILD: dict[str, Callable[[], nn.Module]] = {
-    **{name: (lambda name=name: build(name)) for name in MODELS},
-    "float32": lambda: build("mlp", torch.float32),
-    "configured": configured,
-    "vit": lambda: seeded(vit),
-    "llama": lambda: seeded(llama),
-    "sparse": lambda: seeded(lambda: SparseEmbedding(sparse=True)),
-    "dense": lambda: seeded(lambda: SparseEmbedding(sparse=False)),
-    **{f"out of memory at {n}": (lambda n=n: OutOfMemory(n)) for n in (2, 3)},
-}
-DATA: dict[str, Callable[[], Any]] = {
-    "vit": images,
-    "llama": texts,
-    "sparse": bags,
-    "float32": lambda: examples(torch.float32),
-    "leftovers": Leftovers,
-}
-
-
-def combinations() -> Iterator[Case]:
-    """Model x optimizer x scope x ranks x split."""
-    for model in MODELS:
-        for name, settings in (
-            ("SGD with momentum", {"optim": "sgd", "optim_args": "momentum=0.9"}),
-            ("AdamW", {"optim": "adamw_torch", "learning_rate": 0.01}),
-        ):
-            for scope in ASCENT_SCOPES:
-                for ranks, accumulation, batch in ((1, 1, 8), (1, 2, 4), (2, 1, 4), (2, 3, 2)):
-                    yield Case(
-                        "Models and base optimizers",
-                        f"{model}, {name}",
-                        scope,
-                        ranks,
-                        accumulation,
-                        batch,
-                        model,
-                        settings={"max_steps": 10, **settings},
-                    )
-
-
-def optimizers() -> Iterator[Case]:
-    """Every `optim` of TrainingArguments that is installed here."""
-    for name in sorted(optim.value for optim in OptimizerNames):
-        fused = name.endswith(("lomo", "layerwise"))
-        targets = {"optim_target_modules": ["body.0"]} if name[:6] in ("galore", "apollo") else {}
-        for scope in ASCENT_SCOPES:
-            yield Case(
-                "Every `optim`",
-                f"`{name}`",
-                scope,
-                model="float32",
-                settings={"optim": name, "learning_rate": 0.01, **targets},
-                tolerance=FLOAT32,
-                refused=f"got `optim={name}`, which steps inside" if fused else "",
-            )
-
-
-CHECKPOINTING = {"gradient_checkpointing": True}
-MODES: dict[str, dict[str, Any]] = {
-    "clipping": {"settings": {"max_grad_norm": 0.1}},
-    "weight decay": {"settings": {"optim": "adamw_torch", "weight_decay": 0.3}},
-    "cosine schedule with warm-up": {
-        "settings": {"lr_scheduler_type": "cosine", "warmup_steps": 2}
-    },
-    "ReduceLROnPlateau and evaluations": {
-        "model": "batch_norm",
-        "settings": {
-            "lr_scheduler_type": "reduce_lr_on_plateau",
-            "lr_scheduler_kwargs": {"patience": 0, "mode": "max"},
-            "metric_for_best_model": "loss",
-            "eval_strategy": "steps",
-            "eval_steps": 1,
-        },
-    },
-    "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
-    "perturbation_norm=inf": {"sam": {"perturbation_norm": float("inf"), "rho": 0.005}},
-    "label smoothing": {
-        "model": "configured",
-        "settings": {"label_smoothing_factor": 0.1},
-        "tolerance": FLOAT32,  # transformers sums the smoothed part in float32
-    },
-    "gradient checkpointing, reentrant": {
-        "model": "vit",
-        "sam": {**CHECKPOINTING, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-        "settings": {"ddp_find_unused_parameters": False},
-    },
-    "gradient checkpointing, not reentrant": {
-        "model": "vit",
-        "sam": {**CHECKPOINTING, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-    },
-    "torch_compile (aot_eager)": {
-        "model": "batch_norm",
-        "sam": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
-    },
-    "num_items_in_batch": {"model": "llama", "tolerance": FLOAT32},
-    "num_items_in_batch of each rank": {
-        "model": "llama",
-        "settings": {"average_tokens_across_devices": False},
-        "tolerance": FLOAT32,
-    },
-    "NEFTune": {
-        "model": "llama",
-        "settings": {"neftune_noise_alpha": 5.0},
-        "tolerance": FLOAT32,
-    },
-    "sparse gradients": {"model": "sparse"},
-    "short last windows of epochs": {
-        "accumulation": 4,
-        "settings": {"max_steps": -1, "num_train_epochs": 2},
-    },
-    "leftovers of an iterable data set": {"accumulation": 4, "data": "leftovers"},
-    "an epoch given up in mid-window": {"callback": StopEpoch},
-    "training stopped in mid-window": {"callback": StopTraining},
-}
-
-
-def modes() -> Iterator[Case]:
-    """What TrainingArguments and models switch on, with one rank and with two."""
-    for line, mode in MODES.items():
-        for scope in ASCENT_SCOPES:
-            for ranks in (1, 2):
-                yield Case("Features of the Trainer", line, scope, ranks, **mode)
-    for scope in ASCENT_SCOPES:
-        for line, call in (
-            ("auto_find_batch_size, clean pass", 3 if scope == "micro_batch" else 2),
-            ("auto_find_batch_size, perturbed pass", 2 if scope == "micro_batch" else 3),
-        ):
-            yield Case(
-                "Features of the Trainer",
-                line,
-                scope,
-                batch=5,
-                model=f"out of memory at {call}",
-                settings={"auto_find_batch_size": True},
-            )
-
-
-DDP: dict[str, dict[str, Any]] = {
-    "ddp_find_unused_parameters=False": {"settings": {"ddp_find_unused_parameters": False}},
-    "ddp_find_unused_parameters=True": {
-        "model": "sometimes_used",
-        "settings": {"ddp_find_unused_parameters": True},
-    },
-    "gradient_as_bucket_view": {"ddp": {"gradient_as_bucket_view": True}},
-    "gradient_as_bucket_view, leftovers": {
-        "data": "leftovers",
-        "ddp": {"gradient_as_bucket_view": True},
-    },
-    "ddp_broadcast_buffers=True": {
-        "model": "batch_norm",
-        "settings": {"ddp_broadcast_buffers": True},
-    },
-    "ddp_broadcast_buffers=False": {
-        "model": "batch_norm",
-        "settings": {"ddp_broadcast_buffers": False},
-    },
-    "sync_each_batch": {
-        "settings": {
-            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
-        }
-    },
-    "small buckets": {"settings": {"ddp_bucket_cap_mb": 1}, "model": "vit"},
-}
-
-
-def ddp() -> Iterator[Case]:
-    """What DistributedDataParallel can be told, on two ranks; and three ranks."""
-    table = "DistributedDataParallel"
-    for scope in ASCENT_SCOPES:
-        for accumulation in (1, 2):
-            for line, case in DDP.items():
-                yield Case(table, line, scope, 2, accumulation, **case)
-            right = scope == "global" and accumulation == 1
-            yield Case(
-                table,
-                "ddp_static_graph=True",
-                scope,
-                2,
-                accumulation,
-                settings={"ddp_find_unused_parameters": False},
-                sam={"ddp_static_graph": True},
-                refused="" if right else "set `ddp_static_graph=False`",
-            )
-            yield Case(table, "three ranks", scope, 3, accumulation, model="dropout_and_batch_norm")
-
-
-CASES = [*combinations(), *optimizers(), *modes(), *ddp()]
+DOCS = Path(__file__).parent.parent / "docs" / "compatibility.md"
+BEGIN, END = "<!-- matrix: generated by `make matrix` -->", "<!-- end of matrix -->"
 REFERENCE_MODEL = {"sparse": "dense"}
 REFERENCE_NAME = {"perturbation_norm": "p", "rho": "rho", "adaptive": "adaptive"}
 
 
 def train(
     case: Case, folder: Path, *, reference: bool, reference_scope: str | None = None
-) -> nn.Module:
+) -> Trainer:
     """Train a fresh model, by SAMTrainer or by the reference, for 6 steps unless told otherwise."""
     settings = {
         "max_steps": 6,
@@ -327,16 +59,20 @@ def train(
     )
     for key, value in case.ddp.items():
         setattr(trainer.accelerator.ddp_handler, key, value)
+    trainer.remove_callback(PrinterCallback)
     if case.callback:
         trainer.add_callback(case.callback())
     trainer.train()
-    return trainer.accelerator.unwrap_model(trainer.model)
+    return trainer
 
 
 def largest_error(case: Case, folder: Path, reference_scope: str | None = None) -> float:
     """Train both, and compare all weights and buffers; relative to the largest of them."""
-    trained = train(case, folder, reference=False).state_dict()
-    expected = train(case, folder, reference=True, reference_scope=reference_scope).state_dict()
+    sam = train(case, folder, reference=False)
+    other = train(case, folder, reference=True, reference_scope=reference_scope)
+    different = log_differences(sam, other)
+    assert not different or case.scope != (reference_scope or case.scope), different
+    trained, expected = (t.accelerator.unwrap_model(t.model).state_dict() for t in (sam, other))
     pairs = [
         (trained[name].double(), tensor.double())
         for name, tensor in expected.items()
@@ -344,6 +80,18 @@ def largest_error(case: Case, folder: Path, reference_scope: str | None = None) 
     ]
     largest = max(float(b.abs().max()) for _, b in pairs)
     return max(float((a - b).abs().max()) for a, b in pairs) / largest
+
+
+def log_differences(sam: Trainer, reference: Trainer) -> list[str]:
+    """Compare all that both have logged, to the float32 in which the Trainer sums losses."""
+    found = []
+    for entry, expected in zip(sam.state.log_history, reference.state.log_history, strict=True):
+        assert entry.keys() == expected.keys()
+        for name, value in expected.items():
+            close = math.isclose(entry[name], value, rel_tol=1e-4, abs_tol=1e-6)
+            if not close and not any(time in name for time in TIMES):
+                found.append(f"{name} of step {entry['step']}: {entry[name]} for {value}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -378,3 +126,97 @@ def run(case: Case, folder: Path) -> Outcome:
     except Exception as error:
         return Outcome(unavailable=str(error).split("\n")[0])
     return Outcome(refusal=message)
+
+
+def outcomes() -> Iterable[tuple[Case, Outcome]]:
+    """Run every case: those of one process here, those of several in one launch for each number."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in sorted({case.ranks for case in CASES}):
+            cases = [case for case in CASES if case.ranks == count]
+            if count == 1:
+                yield from ((case, run(case, Path(scratch) / "out")) for case in cases)
+                continue
+            print(f"{len(cases)} cases on {count} ranks, a few minutes without a word ...")
+            folder = Path(scratch) / f"ranks-{count}"
+            folder.mkdir()
+            reports = ranks.launch(count, "matrix", folder, str(count), limit=1800)
+            for case in cases:
+                yield case, worst(Outcome(**report) for report in reports[str(case)])
+
+
+def worst(of_ranks: Iterable[Outcome]) -> Outcome:
+    return max(of_ranks, key=lambda outcome: (outcome.error is None, outcome.error or 0.0))
+
+
+def refusals() -> Iterable[tuple[str, str]]:
+    """What cannot be started on this machine, and what is said to it when training starts."""
+    facts: dict[str, dict[str, Any]] = {
+        **{
+            name: {"backend": backend}
+            for name, backend in (
+                ("DeepSpeed", "DEEPSPEED"),
+                ("Megatron-LM", "MEGATRON_LM"),
+                ("SageMaker model parallel", "SAGEMAKER_MP"),
+                ("FSDP", "FSDP"),
+                ("XLA", "XLA"),
+            )
+        },
+        "DataParallel": {"devices": 4},
+        "context parallelism": {"ranks_per_batch": {"context": 2}},
+        "sequence parallelism": {"ranks_per_batch": {"sequence": 2}},
+    }
+    usual = {"backend": "NO", "devices": 1, "optimizer": "sgd", "ranks_per_batch": {}}
+    for name, fact in facts.items():
+        settings = {**usual, **fact}
+        try:
+            require_supported_backend(settings.pop("backend"), **settings)
+        except ValueError as error:
+            yield name, str(error)
+
+
+def tables(results: dict[Case, Outcome]) -> Iterable[str]:
+    """Write Markdown: a table of errors for each table of cases, and what is said to the rest."""
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate")
+    )
+    yield f"{date.today()}, {packages}, CPU, gloo.\n"
+    for table in dict.fromkeys(case.table for case in results):
+        yield f"### {table}\n"
+        yield f"| | split | {' | '.join(ASCENT_SCOPES)} |"
+        yield "|---|---|" + "---|" * len(ASCENT_SCOPES)
+        lines: dict[tuple[str, str], dict[str, Outcome]] = {}
+        for case, outcome in results.items():
+            if case.table == table:
+                lines.setdefault((case.line, case.split), {})[case.scope] = outcome
+        for (line, split), cells in lines.items():
+            row = " | ".join(str(cells[s]) if s in cells else "" for s in ASCENT_SCOPES)
+            yield f"| {line} | {split} | {row} |"
+        yield ""
+    yield "### Refused when training starts\n\n| | message |\n|---|---|"
+    said = {case.line: o.refusal for case, o in results.items() if o.refusal}
+    for name, message in [*said.items(), *refusals()]:
+        yield f"| {name} | {message} |"
+    yield "\n### Unavailable on this machine, in the plain Trainer too\n\n| | reason |\n|---|---|"
+    for line, reason in {
+        c.line: o.unavailable for c, o in results.items() if o.unavailable
+    }.items():
+        yield f"| {line} | {reason} |"
+
+
+def main() -> None:
+    results: dict[Case, Outcome] = {}
+    wrong = 0
+    for case, outcome in outcomes():
+        results[case] = outcome
+        right = outcome.is_right(case)
+        wrong += not right
+        print(f"{'right' if right else 'WRONG'}  {case}: {outcome} {outcome.refusal}", flush=True)
+    before, _, rest = DOCS.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    DOCS.write_text(f"{before}{BEGIN}\n\n" + "\n".join(tables(results)) + f"\n\n{END}{after}")
+    print(f"{len(results) - wrong} of {len(results)} cases are right; {DOCS} is written.")
+    sys.exit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main()

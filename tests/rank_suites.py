@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matrix
+import matrix_cases
 import scenarios
 import torch
 from naive import NaiveSAMTrainer
@@ -27,7 +28,7 @@ COMMUNICATION: dict[str, dict[str, Any]] = {
 
 
 def matrix_checks(folder: Path, ranks: str) -> Checks:
-    for case in matrix.CASES:
+    for case in matrix_cases.CASES:
         if case.ranks == int(ranks):
             yield str(case), lambda case=case: asdict(matrix.run(case, folder / "out"))
 

@@ -26,6 +26,14 @@ class ReferenceTrainer(Trainer):
         self.group: list[tuple[Batch, Any, Tensor, Tensor]] = []
         self.steps_of_window = 0
 
+    def _prepare_for_training(self, *args: Any) -> Any:
+        self.logged_at = 0
+        self.found: dict[str, list[Tensor]] = {"clean": [], "perturbed": [], "norm": []}
+        return super()._prepare_for_training(*args)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        return 2 * super().floating_point_ops(inputs)
+
     def get_batch_samples(self, *args: Any) -> Any:
         self.group, self.steps_of_window = [], 0
         return super().get_batch_samples(*args)
@@ -55,6 +63,7 @@ class ReferenceTrainer(Trainer):
     ) -> Tensor:
         draws = torch.get_rng_state()
         loss, pieces = self._gradients(bare, params, inputs, items)
+        self.found["clean"].append(loss)
         self.group.append((inputs, items, draws, flatten(pieces, params)))
         last = self.steps_of_window == self.current_gradient_accumulation_steps
         if last or self.sam["scope"] == "micro_batch":
@@ -71,6 +80,19 @@ class ReferenceTrainer(Trainer):
             average_gradients(params)
         return loss
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to a training entry what the two passes found, averaged over ranks."""
+        if "loss" in logs and start_time is not None:
+            sums = {name: torch.stack(values).sum() for name, values in self.found.items()}
+            on_ranks(dist.all_reduce, list(sums.values()))
+            ranks = self.accelerator.num_processes
+            steps = ranks * (self.state.global_step - self.logged_at)
+            logs["perturbed_loss"] = float(sums["perturbed"] / steps)
+            logs["sharpness"] = float((sums["perturbed"] - sums["clean"]) / steps)
+            logs["ascent_grad_norm"] = float(sums["norm"] / (ranks * len(self.found["norm"])))
+            self.found, self.logged_at = {name: [] for name in self.found}, self.state.global_step
+        super().log(logs, start_time)
+
     def _gradients(
         self, bare: nn.Module, params: list[nn.Parameter], inputs: Batch, items: Any
     ) -> tuple[Tensor, list[Tensor | None]]:
@@ -82,9 +104,11 @@ class ReferenceTrainer(Trainer):
 
     def _add_sam_gradients(self, bare: nn.Module, params: list[nn.Parameter], w: Tensor) -> None:
         """Add to `p.grad` the gradients of the group's micro-batches at w + their epsilon."""
-        g = torch.stack([g for *_, g in self.group]).sum(0)
+        g = torch.stack([g for *_, g in self.group]).sum(0) / self._weight_in_window()
         if self.sam["scope"] == "global":
-            on_ranks(dist.all_reduce, [g])  # their sum: epsilon has the same direction
+            on_ranks(dist.all_reduce, [g])
+            g = g / self.accelerator.num_processes
+        self.found["norm"].append(g.norm())
         epsilon = torch.zeros_like(w)
         if g.any():
             scale = torch.where(self._scaled(bare), w.abs() + self.sam["eta"], 1.0)
@@ -92,10 +116,22 @@ class ReferenceTrainer(Trainer):
         write(params, w + epsilon)
         for inputs, items, draws, _ in self.group:
             torch.set_rng_state(draws)
-            _, pieces = self._gradients(bare, params, inputs, items)
+            loss, pieces = self._gradients(bare, params, inputs, items)
+            self.found["perturbed"].append(loss)
             for p, piece in zip(params, pieces, strict=True):
                 if piece is not None:
                     p.grad = piece if p.grad is None else p.grad + piece
+
+    def _weight_in_window(self) -> float:
+        """What the group's mean loss was multiplied by, for the window's sum to be its mean."""
+        items = self.group[0][1]
+        if items is None or self.sam["scope"] == "global":
+            return len(self.group) / self.current_gradient_accumulation_steps
+        labels = [batch["labels"] for batch, *_ in self.group]
+        counted = [label if label.ndim == 1 else label[:, 1:] for label in labels]
+        own = sum(int((label != -100).sum()) for label in counted)
+        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return own * ranks / float(items)
 
     def _scaled(self, bare: nn.Module) -> Tensor:
         mask = oracles.weight_mask(bare)

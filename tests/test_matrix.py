@@ -5,13 +5,19 @@ from pathlib import Path
 import matrix
 import pytest
 import ranks
-from matrix import CASES, Case, Outcome
+from matrix import Outcome
+from matrix_cases import CASES, Case
 
 Results = dict[str, list[dict]]
 
 
 def of_ranks(count: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", [c for c in CASES if c.ranks == count], ids=str)
+    slow = (pytest.mark.slow,)
+    return pytest.mark.parametrize(
+        "case",
+        [pytest.param(c, marks=slow if c.slow else ()) for c in CASES if c.ranks == count],
+        ids=str,
+    )
 
 
 @of_ranks(1)

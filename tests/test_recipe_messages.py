@@ -28,7 +28,7 @@ OPTIONS: list[tuple[str, str]] = [
     ("--data_dir no_such_folder", "`--data_dir` must be a folder, got 'no_such_folder'"),
     ("--rho -0.1", "`rho` must be >= 0, got -0.1"),
     ("--perturbation_norm 1", "`perturbation_norm` must be > 1, got 1.0"),
-    ("--ascent_scope rank", "`ascent_scope` must be micro_batch in this release"),
+    ("--ascent_scope batch", "`ascent_scope` must be one of micro_batch, rank, global, got"),
     ("--rhoo 0.1", "unknown option --rhoo: did you mean --rho?"),
     ("--model resnet999", "model `resnet999` cannot be loaded.*`--model` takes a timm name"),
     ("--model owner/name", "model `owner/name` cannot be loaded.*Without a network use a local"),

@@ -227,3 +227,13 @@ def test_training_continues_after_evaluation(tmp_path: Path) -> None:
     )
     watched.train()
     assert all(torch.equal(states(plain)[n], t) for n, t in states(watched).items())
+
+
+def test_compiles_one_graph_for_clean_and_perturbed_weights(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    settings = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    make_trainer(build("mlp"), tmp_path, max_steps=4, **settings).train()
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
