@@ -1,15 +1,19 @@
 """What each backend allows SAM's two passes to do, and what it needs between them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-# accelerate's names of the backends in which every rank holds the whole model
-REPLICATED = frozenset(
+# accelerate's names of the backends in which every rank holds whole parameters, and FSDP2, which
+# shards them as DTensors
+SUPPORTED = frozenset(
     {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_NPU"}
-    | {"MULTI_SDAA", "MULTI_XPU"}
+    | {"MULTI_SDAA", "MULTI_XPU", "FSDP2"}
 )
 # transformers' names of the optimizers that step inside backward (or end so): a clean pass would
 # train already
@@ -23,19 +27,25 @@ def require_supported_backend(
     """Refuse, before the model is prepared, a backend under which SAM would be wrong.
 
     Args:
-        backend: accelerate's name of the backend.
+        backend: accelerate's name of the backend; "FSDP2" for the second version of FSDP.
         devices: The number of devices that this one process drives.
-        optimizer: transformers' name of the base optimizer.
+        optimizer: transformers' name of the base optimizer, or that of its class in small letters.
         ranks_per_batch: The number of ranks that share the work on one batch, by the name of the
             parallelism that splits it.
 
     Raises:
         ValueError: Saying what cannot be had and what to use instead.
     """
-    if backend not in REPLICATED:
+    if backend == "FSDP":
         raise ValueError(
-            f"SAM must hold the whole model on every rank, got the backend {backend}: "
-            f"use one device or DDP (`accelerate launch --multi_gpu`), or {REMEDY}."
+            "SAM must know the norm over all shards, got FSDP in its first version: set "
+            f"`fsdp_version` to 2 (`accelerate launch --use_fsdp --fsdp_version 2`), or {REMEDY}."
+        )
+    if backend not in SUPPORTED:
+        raise ValueError(
+            f"SAM must hold the whole model on every rank or its FSDP2 shards, got the backend "
+            f"{backend}: use one device, DDP (`accelerate launch --multi_gpu`) or FSDP2 "
+            f"(`--use_fsdp --fsdp_version 2`), or {REMEDY}."
         )
     if devices > 1:
         raise ValueError(
@@ -52,34 +62,85 @@ def require_supported_backend(
             )
     if optimizer.endswith(FUSED_OPTIMIZERS):
         raise ValueError(
-            f"SAM must step after the perturbed pass, got `optim={optimizer}`, which steps inside "
-            f"every backward: use another `optim`, or {REMEDY}."
+            f"SAM must step after the perturbed pass, got the optimizer {optimizer}, which steps "
+            f"inside every backward: use another, or {REMEDY}."
         )
 
 
-def require_supported_model(model: nn.Module, *, scope: str, accumulation: int) -> None:
+def require_supported_model(
+    model: nn.Module, *, scope: str | None, accumulation: int, ranks: int
+) -> None:
     """Refuse, before the first step, a prepared model that SAM would train wrongly.
 
     Args:
         model: The model as the backend has wrapped it.
-        scope: What shares one perturbation: micro_batch, rank or global.
+        scope: The `ascent_scope` that the user asked for, None for the default.
         accumulation: The number of micro-batches in a window.
+        ranks: The number of processes.
 
     Raises:
         ValueError: Saying what cannot be had and what to use instead.
     """
-    if any(isinstance(param, DTensor) for param in model.parameters()):
-        raise ValueError(
-            "SAM must hold whole parameters on every rank, got sharded ones (DTensor): "
-            f"load the model without sharding, or {REMEDY}."
-        )
+    for name, param in model.named_parameters():
+        if param.is_complex() and param.requires_grad:
+            raise ValueError(
+                f"SAM must find real parameters, got `{name}` of {param.dtype}: keep its real and "
+                f"imaginary parts (`torch.view_as_real`), or {REMEDY}."
+            )
+    if is_sharded(model):
+        _require_supported_shards(model)
+        own = {"micro_batch": accumulation, "rank": 1, "global": 0, None: 0}[scope]
+        if own * ranks > 1:
+            raise ValueError(
+                f"`ascent_scope` must be global for sharded parameters, got {scope}: no rank holds "
+                "a gradient of its own. Leave `ascent_scope` out, or load the model without "
+                "sharding."
+            )
     ddp = _ddp(model)
     if ddp is not None and ddp.static_graph and (scope != "global" or accumulation > 1):
         raise ValueError(
             "DDP's static graph must see every backward pass synchronised, got "
-            f"`ascent_scope={scope}` with {accumulation} micro-batches per optimizer step: set "
-            "`ddp_static_graph=False`, or use `ascent_scope=global` without accumulation."
+            f"`ascent_scope={scope or 'micro_batch'}` with {accumulation} micro-batches per "
+            "optimizer step: set "
+            "`ddp_static_graph=False`, use `ascent_scope=global` without accumulation, or "
+            f"{REMEDY}."
         )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Say whether a parameter is sharded: by FSDP2, or while the model was loaded."""
+    return any(isinstance(param, DTensor) for param in model.parameters())
+
+
+def reduce_every_pass(model: nn.Module) -> None:
+    """Have FSDP2 reduce the gradients of each pass into shards.
+
+    The Trainer defers that to the last micro-batch. A clean gradient would then wait unsharded,
+    invisible in `p.grad`, and join the perturbed one.
+    """
+    for module in _fsdp_modules(model):
+        module.set_requires_gradient_sync(True, recurse=False)
+        module.set_requires_all_reduce(True, recurse=False)
+
+
+@contextmanager
+def resharded(model: nn.Module) -> Iterator[None]:
+    """Free, on leaving, what FSDP2 gathered of the weights in the block.
+
+    After an exception in a perturbed pass the shards are w again, but gathered copies of w +
+    epsilon would serve the next forward pass.
+
+    Args:
+        model: The prepared model.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    finally:
+        for module in _fsdp_modules(model):
+            module.reshard()
 
 
 def leave_buckets(params: Iterable[Tensor]) -> None:
@@ -104,3 +165,32 @@ def _ddp(model: nn.Module) -> DistributedDataParallel | None:
     """Find the wrapper, which torch.compile may have wrapped in turn."""
     wrappers = (m for m in model.modules() if isinstance(m, DistributedDataParallel))
     return next(wrappers, None)
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:  # both nn.Module and FSDPModule
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def _require_supported_shards(model: nn.Module) -> None:
+    modules = _fsdp_modules(model)
+    managed = {id(param) for module in modules for param in module.parameters()}
+    for name, param in model.named_parameters():
+        if id(param) not in managed or (param.requires_grad and not isinstance(param, DTensor)):
+            raise ValueError(
+                f"SAM must find every trainable parameter sharded by FSDP2 alone, got `{name}` "
+                "beside it (tensor parallelism, or an adapter added to a sharded model): shard the "
+                f"whole model by FSDP2, or {REMEDY}."
+            )
+    if not all(group.reshard_after_backward for module in modules for group in _groups(module)):
+        raise ValueError(
+            "FSDP2 must gather the perturbed weights anew, got a module with "
+            "`set_reshard_after_backward(False)`, which would keep the unperturbed ones: leave "
+            f"that call out, or {REMEDY}."
+        )
+
+
+def _groups(module: Any) -> list[Any]:
+    """The parameter groups of a module; torch has no public way to read their settings."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)  # one alone before torch 2.13
+    return [state._fsdp_param_group] if groups is None else list(groups)

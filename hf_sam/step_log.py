@@ -37,6 +37,7 @@ class StepLog:
             filter_nonfinite: Whether the running mean replaces a nan or inf, as in the Trainer's
                 own sum.
         """
+        steps_before = self.steps - (step == self.last_step)
         sums = []
         for total, losses in (
             (self.clean_loss, clean_losses),
@@ -45,7 +46,7 @@ class StepLog:
             for loss in losses:
                 finite = loss.float()
                 if filter_nonfinite:
-                    mean = torch.zeros_like(finite) + total / (1 + self.steps)
+                    mean = torch.zeros_like(finite) + total / (1 + steps_before)
                     finite = torch.where(torch.isfinite(finite), finite, mean)
                 total = total + finite
             sums.append(total)

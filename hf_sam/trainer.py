@@ -1,25 +1,30 @@
 """The order of SAM's two passes inside the Trainer's training step."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
-from transformers.utils import is_sagemaker_mp_enabled
+from transformers.utils import is_sagemaker_mp_enabled, logging
 
 from .config import SAMArguments
 from .distributed import (
+    is_sharded,
     leave_buckets,
     leave_buffers_alone,
+    reduce_every_pass,
     require_supported_backend,
     require_supported_model,
+    resharded,
 )
+from .loss_scale import loss_scale
 from .model_card import add_sam_to_card
 from .perturbation import (
     compute_perturbation,
@@ -31,7 +36,9 @@ from .perturbation import (
 )
 from .replay import random_state, replayed, restorer, running_stats_kept
 from .step_log import StepLog
-from .window import MicroBatch, Window
+from .window import MicroBatch, Window, inputs_unchanged
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from transformers import Trainer as AnyTrainer  # what the mixin is mixed into
@@ -53,6 +60,9 @@ class SAMMixin(AnyTrainer):
 
     _step_log = StepLog()  # frozen: each training starts its own
     _window: Window | None = None
+    _last_inputs: Any = None  # of the window that the Trainer has fetched
+    _is_supported = False
+    _is_sharded = False
 
     @property
     def sam_arguments(self) -> SAMArguments:
@@ -69,7 +79,7 @@ class SAMMixin(AnyTrainer):
 
         In micro_batch scope that is one; in rank and global scope the last micro-batch of the
         window brings those of the whole window. The weights are w again when this returns or
-        raises; after an exception the buffers are as before the window.
+        raises; after an exception the buffers are as before the optimizer step.
 
         Args:
             model: The prepared model.
@@ -80,49 +90,63 @@ class SAMMixin(AnyTrainer):
         Returns:
             The clean loss of shape (), scaled and detached as the plain Trainer returns it.
         """
-        if self.sam_arguments.rho == 0:
+        if self.sam_arguments.rho == 0 and self._window is None:
             return super().training_step(model, inputs, num_items_in_batch)
+        if not self._is_supported:  # rho was 0 when training started, or it has not
+            self._require_supported_backend()
+            self._require_supported_model(model)
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         with self._current_window(model) as window:
             draws = random_state(param.device for param in model.parameters())
             micro_batch = MicroBatch(inputs, num_items_in_batch, draws)
-            if self._scope == "global":
+            if self._is_sharded:
+                reduce_every_pass(model)
+            if window.scope == "global":
                 leave_buckets(params.values())
             with gradients_set_aside(params.values()):
                 put_gradients(params.values(), window.clean_grad)
-                clean_loss = self._pass(model, micro_batch, reduced=self._scope == "global")
+                with inputs_unchanged(inputs):
+                    clean_loss = self._pass(model, micro_batch, reduced=window.scope == "global")
                 window.clean_grad = take_gradients(params.values())
             window.clean_losses.append(clean_loss)
             window.group.append(micro_batch)
             window.steps += 1
-            if self._scope == "micro_batch" or window.steps == window.length:
+            window.is_complete = window.steps == window.length or inputs is self._last_inputs
+            if window.scope == "micro_batch" or window.is_complete:
                 self._descend_from_perturbed(model, params, window)
         return clean_loss
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Fetch the next window, whatever became of the last one.
-
-        Args:
-            epoch_iterator: The micro-batches of the epoch.
-            num_batches: How many to fetch; there may be fewer left.
-            device: Where the count of items is put.
-
-        Returns:
-            The micro-batches, and the Trainer's count of label items in them.
-        """
+        """Fetch the next window as the plain Trainer does, whatever became of the last one."""
+        if self._window is not None and self._window.begun_at < self.state.global_step:
+            logger.warning(
+                f"Optimizer step {self._window.begun_at} had no gradient of "
+                f"`ascent_scope={self._window.scope}`: the training step of its last micro-batch "
+                "did not end. Use `ascent_scope=micro_batch` if training steps may be skipped."
+            )
         self._window = None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        micro_batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        last = micro_batches[-1] if micro_batches else None
+        self._last_inputs = last if sum(other is last for other in micro_batches) == 1 else None
+        return micro_batches, items
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the plain Trainer does, and forget a window that was left unfinished."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._window = self._last_inputs = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add to a training entry what the two passes found out since the last one.
 
         `perturbed_loss` is averaged exactly as the Trainer's `loss` is, `sharpness` is their
         difference, and `ascent_grad_norm` is the L2 norm of the clean gradient of the micro-batch's
-        mean loss, averaged over perturbations and ranks. (It is too large by the number of
-        micro-batches where a model accepts `num_items_in_batch` and then ignores it, which the
-        Trainer cannot know either.) All are averages over the steps that had a perturbation.
+        mean loss, averaged over perturbations and ranks. (It is off where a model accepts
+        `num_items_in_batch` and then ignores it; a Trainer whose `loss_is_scaled_for_ga` is False
+        says so.) All are averages over the steps that had a perturbation.
 
         Args:
             logs: The entry; changed in place.
@@ -144,12 +168,7 @@ class SAMMixin(AnyTrainer):
         return int(passes * super().floating_point_ops(inputs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the Trainer's model card, with SAM's settings, tags and citation added.
-
-        Args:
-            *args: As the Trainer's own method takes them.
-            **kwargs: Likewise.
-        """
+        """Write the Trainer's model card, with SAM's settings, tags and citation added."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero() and self.sam_arguments.rho > 0:
             add_sam_to_card(Path(self.args.output_dir) / "README.md", self.sam_arguments)
@@ -158,48 +177,75 @@ class SAMMixin(AnyTrainer):
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Check, once backend and then model are known, that SAM can train them."""
-        self._step_log, self._window = StepLog(), None
-        sam = self.sam_arguments
-        sam.require_valid_fields()
-        if sam.rho == 0:
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
-        sagemaker = is_sagemaker_mp_enabled()  # of which accelerate knows nothing
-        require_supported_backend(
-            "SAGEMAKER_MP" if sagemaker else self.accelerator.distributed_type.value,
-            devices=self.args.n_gpu,
-            optimizer=OptimizerNames(self.args.optim).value
-            if self.optimizer is None
-            else type(self.optimizer).__name__.lower(),
-            ranks_per_batch={"context": self.get_cp_size(), "sequence": self.get_sp_size()},
-        )
+        self._step_log, self._window, self._is_supported = StepLog(), None, False
+        if self.sam_arguments.rho > 0:
+            self._require_supported_backend()
         model, train_dataloader = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
-        require_supported_model(
-            model, scope=self._scope, accumulation=self.args.gradient_accumulation_steps
-        )
+        if self.sam_arguments.rho > 0:
+            self._require_supported_model(model)
         return model, train_dataloader
+
+    def _require_supported_backend(self) -> None:
+        self.sam_arguments.require_valid_fields()
+        backend = self.accelerator.distributed_type.value
+        if is_sagemaker_mp_enabled():  # of which accelerate knows nothing
+            backend = "SAGEMAKER_MP"
+        elif self.accelerator.is_fsdp2:
+            backend = "FSDP2"
+        optimizer = self.optimizer
+        if isinstance(optimizer, AcceleratedOptimizer):
+            optimizer = optimizer.optimizer
+        require_supported_backend(
+            backend,
+            devices=self.args.n_gpu,
+            optimizer=OptimizerNames(self.args.optim).value
+            if optimizer is None
+            else type(optimizer).__name__.lower(),
+            ranks_per_batch={"context": self.get_cp_size(), "sequence": self.get_sp_size()},
+        )
+
+    def _require_supported_model(self, model: nn.Module) -> None:
+        require_supported_model(
+            model,
+            scope=self.sam_arguments.ascent_scope,
+            accumulation=self.args.gradient_accumulation_steps,
+            ranks=self.accelerator.num_processes,
+        )
+        self._is_sharded = is_sharded(model)
+        if self._is_sharded:
+            logger.info("The parameters are sharded: `ascent_scope` is global.")
+        self._is_supported = True
 
     @property
     def _scope(self) -> str:
+        if self._is_sharded:
+            return "global"
         return self.sam_arguments.ascent_scope or "micro_batch"
 
     @contextmanager
     def _current_window(self, model: nn.Module) -> Iterator[Window]:
-        """Give the window that a training step belongs to, and forget it when it ends or fails."""
+        """Give the window that a training step belongs to, and forget it when it ends.
+
+        A micro-batch whose clean pass fails is left out of its window, if training goes on.
+        """
         if self._window is None:
-            length = self.current_gradient_accumulation_steps
-            self._window = Window(length=length, undo_stats=restorer(model))
+            self._window = Window(
+                scope=self._scope,
+                length=self.current_gradient_accumulation_steps,
+                begun_at=self.state.global_step,
+                undo_stats=restorer(model),
+            )
         window = self._window
         try:
             yield window
         except BaseException:  # Ctrl-C too must leave the model as before the step
             window.undo_stats()
-            self._window = None
+            if window.is_complete:
+                self._window = None
             raise
-        if window.steps == window.length:
+        if window.is_complete:
             self._window = None
 
     def _pass(self, model: nn.Module, micro_batch: MicroBatch, *, reduced: bool) -> Tensor:
@@ -208,6 +254,7 @@ class SAMMixin(AnyTrainer):
         Returns:
             The loss of shape (), as the plain Trainer's training step returns it.
         """
+        reduced = reduced or self._is_sharded  # FSDP2 has no gradient that is not reduced
         with nullcontext() if reduced else self.accelerator.no_sync(model):
             inputs = copy.copy(micro_batch.inputs)
             return super().training_step(model, inputs, micro_batch.num_items_in_batch)
@@ -216,9 +263,9 @@ class SAMMixin(AnyTrainer):
         self, model: nn.Module, params: dict[str, nn.Parameter], window: Window
     ) -> None:
         """Add to `p.grad` the gradients at w + epsilon of the micro-batches that share epsilon."""
-        sam, group, clean_grad = self.sam_arguments, window.group, window.clean_grad
-        assert clean_grad is not None
-        ascent_grad_norm = gradient_norm(clean_grad) / self._loss_scale(group)
+        assert window.clean_grad is not None
+        ascent_grad_norm = gradient_norm(window.clean_grad) / loss_scale(self, window)
+        sam, group, clean_losses, clean_grad = self.sam_arguments, *window.take_group()
         perturbation = compute_perturbation(
             params,
             clean_grad,
@@ -228,45 +275,23 @@ class SAMMixin(AnyTrainer):
             perturbation_norm=sam.perturbation_norm,
         )
         losses = []
-        with perturbed(params.values(), perturbation), running_stats_kept(model):
+        with (
+            resharded(model) if self._is_sharded else nullcontext(),
+            perturbed(params.values(), perturbation),
+            running_stats_kept(model),
+        ):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
-            window.clean_grad = None
             leave_buffers_alone(model)
             for micro_batch in group:
                 with replayed(micro_batch.draws) if sam.replay_rng else nullcontext():
                     losses.append(self._pass(model, micro_batch, reduced=micro_batch is group[-1]))
         self._step_log = self._step_log.add(
-            window.clean_losses,
+            clean_losses,
             losses,
             ascent_grad_norm,
             step=self.state.global_step,
             filter_nonfinite=self.args.logging_nan_inf_filter,
         )
-        window.group, window.clean_losses = [], []
-
-    def _loss_scale(self, group: Sequence[MicroBatch]) -> Tensor | float:
-        """Return what multiplied the group's mean loss before backward, of shape ()."""
-        scaler = self.accelerator.scaler
-        scale = 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.args.device))
-        counted = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        count = group[0].num_items_in_batch
-        if not counted or count is None:
-            # the Trainer leaves the mean loss of a compute_loss_func as it is
-            steps = self.current_gradient_accumulation_steps
-            return scale * len(group) / (1 if self.compute_loss_func is not None else steps)
-        if self._scope == "global":
-            return scale
-        items = torch.stack([self._count_items(micro_batch.inputs) for micro_batch in group]).sum()
-        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        # a group without labels has no gradient anyway
-        return scale * items.clamp(min=1) * ranks / count
-
-    def _count_items(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Count one micro-batch's label items, of shape (), as the Trainer does over a window."""
-        labels = inputs.get("shift_labels")
-        if labels is None:
-            labels = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
-        return labels.ne(-100).sum()
 
 
 class SAMTrainer(SAMMixin, Trainer):

@@ -1,6 +1,7 @@
 """The micro-batches of one optimizer step, remembered until their perturbation is known."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +25,51 @@ class Window:
 
     The clean gradient is summed here and not in `p.grad`, which between the training steps of a
     window never holds anything but the gradient to descend along. So a window that is given up
-    leaves nothing behind.
+    leaves nothing in the model.
     """
 
+    scope: str  # what shares a perturbation: micro_batch, rank or global
     length: int  # training steps in all
+    begun_at: int  # the Trainer's global step
     undo_stats: Callable[[], None]  # puts the model's buffers back as before the window
     steps: int = 0  # training steps made
+    is_complete: bool = False  # the last micro-batch has had its clean pass
     group: list[MicroBatch] = field(default_factory=list)  # they share the next perturbation
     clean_losses: list[Tensor] = field(default_factory=list)  # () each, aligned with `group`
     clean_grad: list[Tensor | None] | None = None  # the group's, aligned with the parameters
+
+    def take_group(self) -> tuple[list[MicroBatch], list[Tensor], list[Tensor | None]]:
+        """Return micro-batches, clean losses and clean gradient of the group; the next is empty."""
+        assert self.clean_grad is not None
+        group = self.group, self.clean_losses, self.clean_grad
+        self.group, self.clean_losses, self.clean_grad = [], [], None
+        return group
+
+
+@contextmanager
+def inputs_unchanged(inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Refuse what the block does to the input tensors themselves, which a second pass would repeat.
+
+    Args:
+        inputs: One micro-batch; tensors that are not directly in it are not watched.
+
+    Yields:
+        Nothing. Costs nothing: torch counts the changes.
+
+    Raises:
+        ValueError: Naming the input.
+    """
+    tensors = {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and not value.is_inference()
+    }
+    versions = {name: tensor._version for name, tensor in tensors.items()}
+    yield
+    for name, tensor in tensors.items():
+        if tensor._version != versions[name]:
+            raise ValueError(
+                f"Inputs must stay as they are in SAM's two passes, got `{name}` changed in place "
+                "by the model or by `compute_loss`: change a copy (`x = x + noise`, not "
+                "`x += noise`)."
+            )

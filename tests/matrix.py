@@ -22,6 +22,7 @@ from observers import TIMES
 from reference import ReferenceTrainer
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from hf_sam import SAMTrainer
 from hf_sam.config import ASCENT_SCOPES
 from hf_sam.distributed import require_supported_backend
 
@@ -32,9 +33,9 @@ REFERENCE_NAME = {"perturbation_norm": "p", "rho": "rho", "adaptive": "adaptive"
 
 
 def train(
-    case: Case, folder: Path, *, reference: bool, reference_scope: str | None = None
+    case: Case, folder: Path, *, trainer: type[Trainer], reference_scope: str | None = None
 ) -> Trainer:
-    """Train a fresh model, by SAMTrainer or by the reference, for 6 steps unless told otherwise."""
+    """Train a fresh model by this Trainer, for 6 steps unless told otherwise."""
     settings = {
         "max_steps": 6,
         "gradient_accumulation_steps": case.accumulation,
@@ -43,33 +44,36 @@ def train(
         **copy.deepcopy(case.settings),  # the Trainer adds entries to some
     }
     more: dict[str, Any] = {"eval_dataset": examples(count=8)} if "eval_steps" in settings else {}
-    if reference:
+    if trainer is SAMTrainer:
+        settings |= {"ascent_scope": case.scope, **copy.deepcopy(case.sam)}
+    else:
+        settings |= {"config": TrainingArguments}
+    if trainer is ReferenceTrainer:
         named = {REFERENCE_NAME[k]: v for k, v in case.sam.items() if k in REFERENCE_NAME}
         more["sam"] = {"scope": reference_scope or case.scope, **named}
-        settings |= {"trainer": ReferenceTrainer, "config": TrainingArguments}
-    else:
-        settings |= {"ascent_scope": case.scope, **copy.deepcopy(case.sam)}
+    reference = trainer is ReferenceTrainer
     name = REFERENCE_MODEL.get(case.model, case.model) if reference else case.model
-    trainer: Trainer = make_trainer(
+    made = make_trainer(
         BUILD[name](),
         folder,
         data=DATA.get(case.data or case.model, examples)(),
+        trainer=trainer,
         trainer_kwargs=more,
         **settings,
     )
     for key, value in case.ddp.items():
-        setattr(trainer.accelerator.ddp_handler, key, value)
-    trainer.remove_callback(PrinterCallback)
+        setattr(made.accelerator.ddp_handler, key, value)
+    made.remove_callback(PrinterCallback)
     if case.callback:
-        trainer.add_callback(case.callback())
-    trainer.train()
-    return trainer
+        made.add_callback(case.callback())
+    made.train()
+    return made
 
 
 def largest_error(case: Case, folder: Path, reference_scope: str | None = None) -> float:
     """Train both, and compare all weights and buffers; relative to the largest of them."""
-    sam = train(case, folder, reference=False)
-    other = train(case, folder, reference=True, reference_scope=reference_scope)
+    sam = train(case, folder, trainer=SAMTrainer)
+    other = train(case, folder, trainer=ReferenceTrainer, reference_scope=reference_scope)
     different = log_differences(sam, other)
     assert not different or case.scope != (reference_scope or case.scope), different
     trained, expected = (t.accelerator.unwrap_model(t.model).state_dict() for t in (sam, other))
@@ -119,12 +123,11 @@ def run(case: Case, folder: Path) -> Outcome:
         return Outcome(error=largest_error(case, folder))
     except Exception as error:
         message = str(error)
-    if case.refused:
-        return Outcome(refusal=message)
-    try:
-        train(case, folder, reference=True)
-    except Exception as error:
-        return Outcome(unavailable=str(error).split("\n")[0])
+    if not case.refused:
+        try:
+            train(case, folder, trainer=Trainer)
+        except Exception as error:
+            return Outcome(unavailable=str(error).split("\n")[0])
     return Outcome(refusal=message)
 
 
@@ -185,9 +188,9 @@ def tables(results: dict[Case, Outcome]) -> Iterable[str]:
         yield f"| | split | {' | '.join(ASCENT_SCOPES)} |"
         yield "|---|---|" + "---|" * len(ASCENT_SCOPES)
         lines: dict[tuple[str, str], dict[str, Outcome]] = {}
-        for case, outcome in results.items():
+        for case in CASES:
             if case.table == table:
-                lines.setdefault((case.line, case.split), {})[case.scope] = outcome
+                lines.setdefault((case.line, case.split), {})[case.scope] = results[case]
         for (line, split), cells in lines.items():
             row = " | ".join(str(cells[s]) if s in cells else "" for s in ASCENT_SCOPES)
             yield f"| {line} | {split} | {row} |"

@@ -158,7 +158,7 @@ def optimizers() -> Iterator[Case]:
                 model="float32",
                 settings={"optim": name, "learning_rate": 0.01, **targets},
                 tolerance=FLOAT32,
-                refused=f"got `optim={name}`, which steps inside" if fused else "",
+                refused=f"got the optimizer {name}, which steps inside" if fused else "",
             )
 
 

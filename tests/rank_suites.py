@@ -1,5 +1,6 @@
 """What the ranks of one launch check, by the name of the launch."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import Any
 import matrix
 import matrix_cases
 import scenarios
+import sharded
 import torch
 from naive import NaiveSAMTrainer
 
@@ -34,11 +36,16 @@ def matrix_checks(folder: Path, ranks: str) -> Checks:
 
 
 def behaviour_checks(folder: Path) -> Checks:
-    run = folder / "run"
-    yield "rho zero", lambda: scenarios.differences_at_rho_zero(run)
+    yield "rho zero", lambda: scenarios.differences_at_rho_zero(folder / "zero")
     for scope in ASCENT_SCOPES:
-        yield f"unseen, {scope}", lambda s=scope: scenarios.events_that_saw_other_weights(s, run)
-        yield f"resume, {scope}", lambda s=scope: scenarios.resumed_differs(s, run)
+        yield (
+            f"unseen, {scope}",
+            lambda s=scope: scenarios.events_that_saw_other_weights(s, folder / f"unseen-{s}"),
+        )
+        yield (
+            f"resume, {scope}",
+            lambda s=scope: scenarios.resumed_differs(s, folder / f"resume-{s}"),
+        )
     for name in ("mlp", "dropout", "sometimes_used"):
         for scope in ("micro_batch", "rank"):
             yield (
@@ -74,9 +81,51 @@ def revived_checks(folder: Path, killed: str) -> Checks:
     yield "resumed", lambda: scenarios.killed_and_resumed_differs("rank", Path(killed))
 
 
+def sharded_checks(folder: Path) -> Checks:
+    """FSDP2 as accelerate sets it up."""
+    with sharded.fsdp2_on_cpu():
+        for optimizer, settings in OPTIMIZERS.items():
+            for clip in (0.0, 0.1):
+                for accumulation, batch in ((1, 8), (2, 4)):
+                    changes = {
+                        "max_steps": 10,
+                        "max_grad_norm": clip,
+                        "gradient_accumulation_steps": accumulation,
+                        "per_device_train_batch_size": batch,
+                        "learning_rate": 0.1,
+                        **settings,
+                    }
+                    yield (
+                        f"{optimizer}, clip {clip}, 2 x {accumulation} x {batch}",
+                        lambda c=changes: sharded.weights_after(folder / "run", **c),
+                    )
+        for name, sam in sharded.PERTURBATIONS.items():
+            yield name, lambda s=sam: sharded.weights_after(folder / "run", **s)
+        yield "resume", lambda: sharded.resumed_differs(folder / "resumed")
+        for call in range(9, 13):
+            yield f"fault {call}", lambda c=call: sharded.left_by_exception(folder / "run", c)
+        yield "moved", lambda: sharded.events_at_which_shards_moved(folder / "run")
+        for scope in ASCENT_SCOPES:
+            yield scope, lambda s=scope: sharded.refusal(folder / "run", ascent_scope=s)
+        yield "kept", lambda: sharded.refusal(folder / "run", keeps_gathered=True)
+
+
+def loaded_checks(folder: Path, model: str, plan: str) -> Checks:
+    """A model that transformers shards while it loads."""
+    for accumulation, batch in ((1, 4), (2, 2)):
+        yield (
+            f"{accumulation} x {batch}",
+            lambda a=accumulation, b=batch: sharded.loaded_weights(
+                folder / "run", model, json.loads(plan), a, b
+            ),
+        )
+
+
 SUITES: dict[str, Callable[..., Checks]] = {
     "matrix": matrix_checks,
     "behaviour": behaviour_checks,
     "killed": killed_checks,
     "revived": revived_checks,
+    "sharded": sharded_checks,
+    "loaded": loaded_checks,
 }

@@ -137,7 +137,9 @@ def test_4_an_exception_anywhere_in_a_window(call: int, kind: Kind, tmp_path: Pa
     model, fresh = build("batch_norm", torch.float32), build("batch_norm", torch.float32)
     fault = FailsLater(model, call, fail_with(KeyboardInterrupt))
     trainer = make_trainer(fault, tmp_path, gradient_accumulation_steps=2, **kind)
+    other = make_trainer(fresh, tmp_path, gradient_accumulation_steps=2, **kind)
     before = weights(model), buffers(model)
+    trainer.get_batch_samples(iter(window), 2, trainer.args.device)
     with pytest.raises(KeyboardInterrupt):
         for inputs in window:
             step(trainer, inputs)
@@ -147,7 +149,7 @@ def test_4_an_exception_anywhere_in_a_window(call: int, kind: Kind, tmp_path: Pa
         assert all(p.grad is None for p in model.parameters())
     model.zero_grad()
     fault.call = 99
-    other = make_trainer(fresh, tmp_path, gradient_accumulation_steps=2, **kind)
+    trainer.get_batch_samples(iter(window), 2, trainer.args.device)
     for inputs in window:
         step(trainer, inputs)
         step(other, inputs)
