@@ -1,15 +1,17 @@
 """Sharpness-Aware Minimization for the Hugging Face Trainer."""
 
-from .config import SAMArguments, SAMConfig
+from .config import SAMArguments, SAMConfig, SAMSeq2SeqConfig
 from .perturbation import NORM_FLOOR, compute_perturbation, perturbed, take_gradients
 from .replay import random_state, replayed, running_stats_kept
-from .trainer import SAMMixin, SAMTrainer
+from .trainer import SAMMixin, SAMSeq2SeqTrainer, SAMTrainer
 
 __all__ = [
     "NORM_FLOOR",
     "SAMArguments",
     "SAMConfig",
     "SAMMixin",
+    "SAMSeq2SeqConfig",
+    "SAMSeq2SeqTrainer",
     "SAMTrainer",
     "compute_perturbation",
     "perturbed",

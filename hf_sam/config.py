@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .perturbation import require_valid_ascent
 
@@ -61,6 +61,14 @@ class SAMArguments:
         },
     )
 
+    allow_rounded_perturbation: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on although the weights' dtype rounds away more than half of the "
+            "perturbation, which happens to weights held in bfloat16 or float16."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Check SAM's fields, then let the Trainer's own arguments check theirs."""
         self.require_valid_fields()
@@ -80,7 +88,7 @@ class SAMArguments:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(f"`{name}` must be a number, got {value!r}: write it as a float.")
-        for name in ("adaptive", "replay_rng"):
+        for name in ("adaptive", "replay_rng", "allow_rounded_perturbation"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ValueError(f"`{name}` must be True or False, got {value!r}.")
@@ -100,3 +108,8 @@ class SAMArguments:
 @dataclass
 class SAMConfig(SAMArguments, TrainingArguments):
     """`TrainingArguments` with SAM's fields: what `SAMTrainer` takes as `args`."""
+
+
+@dataclass
+class SAMSeq2SeqConfig(SAMArguments, Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments` with SAM's fields: what `SAMSeq2SeqTrainer` takes as `args`."""

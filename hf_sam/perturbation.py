@@ -6,16 +6,13 @@ weights, g the gradient at w, T the scaling of ASAM, p the norm that bounds epsi
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate
-from torch.distributed.tensor.placement_types import Placement
+
+from .shards import by_layout, local, norm_over_shards
 
 # The smallest gradient norm that is divided by: a zero gradient gives a zero perturbation.
 NORM_FLOOR = 1e-12
@@ -107,12 +104,10 @@ def gradient_norm(gradients: Iterable[Tensor | None], order: float = 2.0) -> Ten
     present = [_as_dense(gradient) for gradient in gradients if gradient is not None]
     if not present:
         return torch.zeros(())
-    norms = []
-    for (mesh, placements, _), group in _alike(present).items():
-        norm = _local_norm(group, order)
-        if mesh is not None:
-            norm = _norm_of_whole(norm, order, mesh, placements)
-        norms.append(norm.to(present[0].device))
+    norms = [
+        norm_over_shards(_norm(group, order), order, layout).to(present[0].device)
+        for layout, group in by_layout(present).items()
+    ]
     return torch.linalg.vector_norm(torch.stack(norms), order)
 
 
@@ -169,7 +164,8 @@ def perturbed(params: Iterable[Tensor], perturbation: Iterable[Tensor | None]) -
     """Move the parameters to w + epsilon, and on leaving put w back, bit for bit.
 
     The weights come back by copying, also after an exception and also if epsilon is not finite:
-    subtracting epsilon would leave rounding errors, rebinding `.data` moves the storage.
+    subtracting epsilon would leave rounding errors, rebinding `.data` moves the storage. An
+    autocast region around the block keeps no casts of weights that are not there any more.
 
     Args:
         params: The parameters to move; those without a perturbation are not touched.
@@ -181,18 +177,20 @@ def perturbed(params: Iterable[Tensor], perturbation: Iterable[Tensor | None]) -
     """
     pairs = zip(params, perturbation, strict=True)
     moving = [(param, epsilon) for param, epsilon in pairs if epsilon is not None]
-    weights = [_local(param) for param, _ in moving]
+    weights = [local(param) for param, _ in moving]
     saved = [weight.clone() for weight in weights]
     try:
         with torch.no_grad():
             if weights:
-                torch._foreach_add_(weights, [_local(epsilon) for _, epsilon in moving])
+                torch._foreach_add_(weights, [local(epsilon) for _, epsilon in moving])
+        torch.clear_autocast_cache()
         del pairs, moving, perturbation
         yield
     finally:
         with torch.no_grad():
             if weights:
                 torch._foreach_copy_(weights, saved)
+        torch.clear_autocast_cache()
 
 
 def _dual_step(vectors: list[Tensor], rho: float, p: float) -> None:
@@ -207,7 +205,7 @@ def _dual_step(vectors: list[Tensor], rho: float, p: float) -> None:
     q = 1.0 if p == math.inf else p / (p - 1.0)
     _multiply(vectors, 1.0 / gradient_norm(vectors, math.inf).clamp(min=NORM_FLOOR))
     _multiply(vectors, 1.0 / gradient_norm(vectors, q).clamp(min=1.0))
-    for x in map(_local, vectors):
+    for x in map(local, vectors):
         x.copy_(x.sign() * x.abs().pow_(q - 1.0)).mul_(rho)
 
 
@@ -215,47 +213,17 @@ def _multiply(vectors: list[Tensor], factor: Tensor | list[Tensor]) -> None:
     """Multiply in place: by one scalar of shape (), or each vector by a tensor of its shape."""
     if isinstance(factor, list):
         if vectors:
-            torch._foreach_mul_([_local(x) for x in vectors], [_local(f) for f in factor])
+            torch._foreach_mul_([local(x) for x in vectors], [local(f) for f in factor])
         return
-    for group in _alike(vectors).values():
+    for group in by_layout(vectors).values():
         torch._foreach_mul_(group, factor.to(group[0].device))
 
 
-def _local_norm(tensors: list[Tensor], order: float) -> Tensor:
+def _norm(tensors: list[Tensor], order: float) -> Tensor:
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if double else torch.float32
     norms = torch._foreach_norm(tensors, order, dtype=dtype)
     return torch.linalg.vector_norm(torch.stack(norms), order)
-
-
-def _norm_of_whole(
-    norm: Tensor, order: float, mesh: DeviceMesh, placements: tuple[Placement, ...]
-) -> Tensor:
-    """Combine the norms of the ranks' shards; replicas count once."""
-    largest = order == math.inf
-    sharded = Partial("max" if largest else "sum")
-    parts: list[Placement] = [sharded if p.is_shard() else Replicate() for p in placements]
-    power = norm if largest else norm**order
-    whole = DTensor.from_local(power, mesh, parts, run_check=False).full_tensor()
-    return whole if largest else whole ** (1.0 / order)
-
-
-def _alike(tensors: Iterable[Tensor]) -> dict[tuple[Any, ...], list[Tensor]]:
-    """Group the local parts by mesh, placements and device."""
-    groups = defaultdict(list)
-    for tensor in tensors:
-        mesh: DeviceMesh | None = None
-        placements: tuple[Placement, ...] = ()
-        if isinstance(tensor, DTensor):
-            mesh, placements = tensor.device_mesh, tensor.placements
-        groups[mesh, placements, tensor.device].append(_local(tensor))
-    return dict(groups)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds, in the tensor's own memory."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _as_dense(gradient: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What a second forward pass would repeat or spoil: random draws and running statistics."""
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -112,6 +113,24 @@ def running_stats_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+@contextmanager
+def counters_kept(owner: object, names: Iterable[str]) -> Iterator[None]:
+    """Undo what the block counts in these attributes, where `owner` has them.
+
+    Args:
+        owner: The object that counts.
+        names: Of attributes that can be copied deeply.
+
+    Yields:
+        Nothing.
+    """
+    kept = {name: copy.deepcopy(vars(owner)[name]) for name in names if name in vars(owner)}
+    try:
+        yield
+    finally:
+        vars(owner).update(kept)
 
 
 def restorer(model: nn.Module) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """What the passes found out since the last log entry, kept on the device until it is logged."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ class StepLog:
     ascent_grad_norm: Tensor | float = 0.0  # () L2, of the mean loss that a perturbation ascends
     ascents: int = 0  # perturbations
     steps: int = 0  # optimizer steps that had one
+    fidelity: Tensor | None = None  # (2,) of the first perturbation, for low-precision weights
 
     def add(
         self,
@@ -57,9 +59,20 @@ class StepLog:
             ascent_grad_norm=self.ascent_grad_norm + ascent_grad_norm.float(),
             ascents=self.ascents + 1,
             steps=self.steps + (step != self.last_step),
+            fidelity=self.fidelity,
         )
 
     def sums(self, device: torch.device) -> Tensor:
-        """Return the three sums and the number of perturbations as (1, 4), to be gathered."""
-        sums = (self.clean_loss, self.perturbed_loss, self.ascent_grad_norm, float(self.ascents))
+        """Return the three sums, the number of perturbations and the fidelity (nan where unknown).
+
+        Of shape (1, 6), to be gathered.
+        """
+        fidelity = [math.nan, math.nan] if self.fidelity is None else self.fidelity.tolist()
+        sums = (
+            self.clean_loss,
+            self.perturbed_loss,
+            self.ascent_grad_norm,
+            self.ascents,
+            *fidelity,
+        )
         return torch.stack([torch.as_tensor(s, device=device).float() for s in sums]).unsqueeze(0)

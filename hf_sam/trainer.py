@@ -3,16 +3,15 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
-from transformers.training_args import OptimizerNames
-from transformers.utils import is_sagemaker_mp_enabled, logging
+from transformers import Seq2SeqTrainer, Trainer
+from transformers.utils import logging
 
 from .config import SAMArguments
 from .distributed import (
@@ -20,10 +19,9 @@ from .distributed import (
     leave_buckets,
     leave_buffers_alone,
     reduce_every_pass,
-    require_supported_backend,
-    require_supported_model,
     resharded,
 )
+from .fidelity import is_low_precision, perturbation_fidelity, require_fidelity
 from .loss_scale import loss_scale
 from .model_card import add_sam_to_card
 from .perturbation import (
@@ -34,8 +32,9 @@ from .perturbation import (
     put_gradients,
     take_gradients,
 )
-from .replay import random_state, replayed, restorer, running_stats_kept
+from .replay import counters_kept, random_state, replayed, restorer, running_stats_kept
 from .step_log import StepLog
+from .support import check_backend, check_model
 from .window import MicroBatch, Window, inputs_unchanged
 
 logger = logging.get_logger(__name__)
@@ -58,10 +57,14 @@ class SAMMixin(AnyTrainer):
     memory of one copy of the trainable parameters.
     """
 
+    # what trl's loss functions count in every pass, and SAM in the clean ones only
+    counted_once: tuple[str, ...] = ("_metrics", "_total_train_tokens")
+
     _step_log = StepLog()  # frozen: each training starts its own
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
     _is_supported = False
+    _is_fidelity_known = False
     _is_sharded = False
 
     @property
@@ -93,8 +96,8 @@ class SAMMixin(AnyTrainer):
         if self.sam_arguments.rho == 0 and self._window is None:
             return super().training_step(model, inputs, num_items_in_batch)
         if not self._is_supported:  # rho was 0 when training started, or it has not
-            self._require_supported_backend()
-            self._require_supported_model(model)
+            check_backend(self, self.sam_arguments)
+            self._check_model(model)
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         with self._current_window(model) as window:
             draws = random_state(param.device for param in model.parameters())
@@ -146,7 +149,10 @@ class SAMMixin(AnyTrainer):
         difference, and `ascent_grad_norm` is the L2 norm of the clean gradient of the micro-batch's
         mean loss, averaged over perturbations and ranks. (It is off where a model accepts
         `num_items_in_batch` and then ignores it; a Trainer whose `loss_is_scaled_for_ga` is False
-        says so.) All are averages over the steps that had a perturbation.
+        says so.) All are averages over the steps that had a perturbation. Where weights are held
+        in fewer bits than float32, `perturbation_fidelity` is the share of the perturbation's norm
+        that rounding left, and `perturbation_cosine` says how well it kept the direction; both are
+        measured at the first perturbation since the last entry.
 
         Args:
             logs: The entry; changed in place.
@@ -154,11 +160,14 @@ class SAMMixin(AnyTrainer):
         """
         if start_time is not None and "loss" in logs and self._step_log.ascents:
             sums = self.accelerator.gather(self._step_log.sums(self.args.device))
-            clean, moved, norm, ascents = sums.double().sum(dim=0).tolist()
+            clean, moved, norm, ascents, _, _ = sums.double().sum(dim=0).tolist()
             steps = len(sums) * self._step_log.steps
             logs["perturbed_loss"] = moved / steps
             logs["sharpness"] = (moved - clean) / steps
             logs["ascent_grad_norm"] = norm / ascents
+            if self._step_log.fidelity is not None:
+                ratio, cosine = sums[:, 4:].mean(dim=0).tolist()
+                logs["perturbation_fidelity"], logs["perturbation_cosine"] = ratio, cosine
             self._step_log = StepLog()
         super().log(logs, start_time)
 
@@ -177,42 +186,19 @@ class SAMMixin(AnyTrainer):
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Check, once backend and then model are known, that SAM can train them."""
-        self._step_log, self._window, self._is_supported = StepLog(), None, False
+        self._step_log, self._window = StepLog(), None
+        self._is_supported = self._is_fidelity_known = False
         if self.sam_arguments.rho > 0:
-            self._require_supported_backend()
+            check_backend(self, self.sam_arguments)
         model, train_dataloader = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
         if self.sam_arguments.rho > 0:
-            self._require_supported_model(model)
+            self._check_model(model)
         return model, train_dataloader
 
-    def _require_supported_backend(self) -> None:
-        self.sam_arguments.require_valid_fields()
-        backend = self.accelerator.distributed_type.value
-        if is_sagemaker_mp_enabled():  # of which accelerate knows nothing
-            backend = "SAGEMAKER_MP"
-        elif self.accelerator.is_fsdp2:
-            backend = "FSDP2"
-        optimizer = self.optimizer
-        if isinstance(optimizer, AcceleratedOptimizer):
-            optimizer = optimizer.optimizer
-        require_supported_backend(
-            backend,
-            devices=self.args.n_gpu,
-            optimizer=OptimizerNames(self.args.optim).value
-            if optimizer is None
-            else type(optimizer).__name__.lower(),
-            ranks_per_batch={"context": self.get_cp_size(), "sequence": self.get_sp_size()},
-        )
-
-    def _require_supported_model(self, model: nn.Module) -> None:
-        require_supported_model(
-            model,
-            scope=self.sam_arguments.ascent_scope,
-            accumulation=self.args.gradient_accumulation_steps,
-            ranks=self.accelerator.num_processes,
-        )
+    def _check_model(self, model: nn.Module) -> None:
+        check_model(self, self.sam_arguments, model)
         self._is_sharded = is_sharded(model)
         if self._is_sharded:
             logger.info("The parameters are sharded: `ascent_scope` is global.")
@@ -274,11 +260,14 @@ class SAMMixin(AnyTrainer):
             eta=sam.eta,
             perturbation_norm=sam.perturbation_norm,
         )
+        if self._step_log.ascents == 0 and is_low_precision(params.values()):
+            self._note_fidelity(perturbation_fidelity(params.values(), perturbation))
         losses = []
         with (
             resharded(model) if self._is_sharded else nullcontext(),
             perturbed(params.values(), perturbation),
             running_stats_kept(model),
+            counters_kept(self, self.counted_once),
         ):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
             leave_buffers_alone(model)
@@ -293,6 +282,18 @@ class SAMMixin(AnyTrainer):
             filter_nonfinite=self.args.logging_nan_inf_filter,
         )
 
+    def _note_fidelity(self, fidelity: Tensor) -> None:
+        """Log what rounding left of a perturbation; at the first one, warn or stop."""
+        self._step_log = replace(self._step_log, fidelity=fidelity)
+        if not self._is_fidelity_known:
+            of_ranks = self.accelerator.gather(fidelity.to(self.args.device).unsqueeze(0))
+            require_fidelity(of_ranks, allowed=self.sam_arguments.allow_rounded_perturbation)
+        self._is_fidelity_known = True
+
 
 class SAMTrainer(SAMMixin, Trainer):
     """The Trainer with Sharpness-Aware Minimization; `args` is a `SAMConfig`."""
+
+
+class SAMSeq2SeqTrainer(SAMMixin, Seq2SeqTrainer):
+    """The Seq2SeqTrainer with SAM; `args` is a `SAMSeq2SeqConfig`."""

@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -197,6 +201,35 @@ def llama() -> nn.Module:
             num_key_value_heads=2,
             max_position_embeddings=16,
             tie_word_embeddings=True,
+        )
+    )
+
+
+def bert() -> nn.Module:
+    """Accepts num_items_in_batch and ignores it, as T5 does."""
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=16,
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=16,
+            num_labels=CLASSES,
+        )
+    )
+
+
+def t5() -> nn.Module:
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=16,
+            d_model=8,
+            d_kv=4,
+            d_ff=16,
+            num_layers=2,
+            num_heads=2,
+            decoder_start_token_id=0,
         )
     )
 

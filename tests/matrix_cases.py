@@ -1,30 +1,19 @@
 """What SAM meets in a Trainer, combined: the cases of `matrix.py` as tables."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from cases import (
-    MODELS,
-    SparseEmbedding,
-    bags,
-    build,
-    examples,
-    images,
-    llama,
-    texts,
-    vit,
-)
-from torch import Tensor, nn
-from torch.utils.data import IterableDataset
-from transformers import PreTrainedConfig, TrainerCallback
+from cases import MODELS
+from matrix_models import StopEpoch, StopTraining
+from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 
 from hf_sam.config import ASCENT_SCOPES
 
 FLOAT64 = 1e-9  # sums in another order, over at most 10 steps
 FLOAT32 = 1e-5  # the same where a part of the model or of the loss computes in float32
+BFLOAT16 = 2e-2  # a different rounding of one sum is 2^-8 of a gradient or of a weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +35,10 @@ class Case:
     tolerance: float = FLOAT64
     refused: str = ""  # part of the message, where it must be refused
     slow: bool = False
+    optional: bool = False  # the plain Trainer may be unable to: a package, a GPU, an old torch
+    scaler: bool = False  # fp16's gradient scaler, here on the CPU
+    fsdp: bool = False
+    kind: str = "Trainer"  # what SAM is mixed into, by name in TRAINERS
 
     @property
     def split(self) -> str:
@@ -54,74 +47,6 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.table}: {self.line}: {self.scope}, {self.split}"
-
-
-class Leftovers(IterableDataset[dict[str, Tensor]]):
-    """34 examples: on one rank and on two, a last micro-batch that the Trainer does not step."""
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return iter(examples(count=34))
-
-
-class StopEpoch(TrainerCallback):
-    """Gives up the epoch after the first micro-batch of the third step."""
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_epoch_stop = state.global_step == 2
-        return control
-
-
-class StopTraining(TrainerCallback):
-    """Stops after the first micro-batch of the third step."""
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_training_stop = state.global_step == 2
-        return control
-
-
-class OutOfMemory(nn.Module):
-    """Has no memory for micro-batches of more than 4 in the given forward pass and later ones."""
-
-    def __init__(self, call: int) -> None:
-        super().__init__()
-        self.model, self.call, self.calls = build("batch_norm"), call, 0
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        self.calls += 1
-        if len(x) > 4 and self.calls >= self.call:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return self.model(x, labels)
-
-
-def configured() -> nn.Module:
-    """With the configuration that the Trainer asks when it smooths labels."""
-    model = build("mlp")
-    model.config = PreTrainedConfig()
-    return model
-
-
-def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return make().double()
-
-
-BUILD: dict[str, Callable[[], nn.Module]] = {
-    **{name: (lambda name=name: build(name)) for name in MODELS},
-    "float32": lambda: build("mlp", torch.float32),
-    "configured": configured,
-    "vit": lambda: seeded(vit),
-    "llama": lambda: seeded(llama),
-    "sparse": lambda: seeded(lambda: SparseEmbedding(sparse=True)),
-    "dense": lambda: seeded(lambda: SparseEmbedding(sparse=False)),
-    **{f"out of memory at {n}": (lambda n=n: OutOfMemory(n)) for n in (2, 3)},
-}
-DATA: dict[str, Callable[[], Any]] = {
-    "vit": images,
-    "llama": texts,
-    "sparse": bags,
-    "float32": lambda: examples(torch.float32),
-    "leftovers": Leftovers,
-}
 
 
 def combinations() -> Iterator[Case]:
@@ -158,6 +83,7 @@ def optimizers() -> Iterator[Case]:
                 model="float32",
                 settings={"optim": name, "learning_rate": 0.01, **targets},
                 tolerance=FLOAT32,
+                optional=True,
                 refused=f"got the optimizer {name}, which steps inside" if fused else "",
             )
 
@@ -210,7 +136,7 @@ MODES: dict[str, dict[str, Any]] = {
         "settings": {"neftune_noise_alpha": 5.0},
         "tolerance": FLOAT32,
     },
-    "sparse gradients": {"model": "sparse"},
+    "sparse gradients": {"model": "sparse", "optional": True},
     "short last windows of epochs": {
         "accumulation": 4,
         "settings": {"max_steps": -1, "num_train_epochs": 2},
@@ -248,6 +174,77 @@ def modes() -> Iterator[Case]:
                 model=f"out of memory at {call}",
                 settings={"auto_find_batch_size": True},
             )
+
+
+def precision() -> Iterator[Case]:
+    """Autocast, a gradient scaler, and weights of few bits."""
+    for scope in ASCENT_SCOPES:
+        for ranks in (1, 2):
+            table = "Precision"
+            yield Case(
+                table,
+                "bf16 autocast",
+                scope,
+                ranks,
+                model="float32",
+                settings={"bf16": True},
+                tolerance=BFLOAT16,
+            )
+            yield Case(table, "gradient scaler", scope, ranks, model="float32", scaler=True,
+                       tolerance=FLOAT32)  # fmt: skip
+            yield Case(
+                table,
+                "bfloat16 weights",
+                scope,
+                ranks,
+                model="bfloat16",
+                settings={"learning_rate": 0.5},
+                sam={"rho": 0.5},
+                tolerance=BFLOAT16,
+            )
+            yield Case(
+                table,
+                "bfloat16 weights that swallow the perturbation",
+                scope,
+                ranks,
+                model="bfloat16",
+                sam={"rho": 1e-4},
+                refused="or set `allow_rounded_perturbation=True` to train on",
+            )
+
+
+def sharded() -> Iterator[Case]:
+    """FSDP2 on two ranks; the reference runs under DDP."""
+    for line, mode in {
+        "SGD with momentum": {"settings": {"optim_args": "momentum=0.9"}},
+        "AdamW, clipping": {
+            "settings": {"optim": "adamw_torch", "learning_rate": 0.01, "max_grad_norm": 0.1}
+        },
+        "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
+        "dropout and BatchNorm": {
+            "model": "dropout_and_batch_norm",
+            "settings": {"ddp_broadcast_buffers": False},  # FSDP2 broadcasts none
+        },
+    }.items():
+        for accumulation in (1, 2):
+            for scope in ASCENT_SCOPES:
+                refused = "" if scope == "global" else "must be global for sharded parameters"
+                yield Case(
+                    "FSDP2", line, scope, 2, accumulation, fsdp=True, refused=refused, **mode
+                )
+
+
+def trainers() -> Iterator[Case]:
+    """Trainers that bring a step, a loss or a collator of their own."""
+    for scope in ASCENT_SCOPES:
+        for ranks in (1, 2):
+            yield Case("Other trainers", "Seq2SeqTrainer, T5", scope, ranks, model="t5",
+                       kind="Seq2SeqTrainer", tolerance=FLOAT32)  # fmt: skip
+            yield Case("Other trainers", "SFTTrainer (trl), LoRA (peft)", scope, ranks,
+                       model="llama with an adapter", data="texts", kind="SFTTrainer",
+                       tolerance=FLOAT32)  # fmt: skip
+            yield Case("Other trainers", "BERT, sequence classification", scope, ranks,
+                       model="bert", tolerance=FLOAT32)  # fmt: skip
 
 
 DDP: dict[str, dict[str, Any]] = {
@@ -299,4 +296,4 @@ def ddp() -> Iterator[Case]:
             yield Case(table, "three ranks", scope, 3, accumulation, model="dropout_and_batch_norm")
 
 
-CASES = [*combinations(), *optimizers(), *modes(), *ddp()]
+CASES = [*combinations(), *optimizers(), *modes(), *ddp(), *precision(), *sharded(), *trainers()]

@@ -29,9 +29,10 @@ COMMUNICATION: dict[str, dict[str, Any]] = {
 }
 
 
-def matrix_checks(folder: Path, ranks: str) -> Checks:
+def matrix_checks(folder: Path, ranks: str, *tables: str) -> Checks:
+    """The cases of so many ranks, of the named tables or of all."""
     for case in matrix_cases.CASES:
-        if case.ranks == int(ranks):
+        if case.ranks == int(ranks) and (not tables or case.table in tables):
             yield str(case), lambda case=case: asdict(matrix.run(case, folder / "out"))
 
 
@@ -46,6 +47,12 @@ def behaviour_checks(folder: Path) -> Checks:
             f"resume, {scope}",
             lambda s=scope: scenarios.resumed_differs(s, folder / f"resume-{s}"),
         )
+    for scope in ASCENT_SCOPES:
+        for calls in ((1,), (2,)):
+            yield (
+                f"overflow in pass {calls[0]}, {scope}",
+                lambda s=scope, c=calls: scenarios.overflow_on_last_rank(s, folder / "inf", c),
+            )
     for name in ("mlp", "dropout", "sometimes_used"):
         for scope in ("micro_batch", "rank"):
             yield (

@@ -4,6 +4,7 @@ Loop, clipping, optimizer, schedule and checkpoints are transformers' own. The g
 here, without the package: autograd on the bare model, flat vectors, averages over ranks by hand.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 Batch = dict[str, Any]
+COUNTED = ("_metrics", "_total_train_tokens")  # by trl, and once a micro-batch
+AnyTrainer: Any = object  # what the mixin is mixed into
 
 
-class ReferenceTrainer(Trainer):
+class ReferenceMixin(AnyTrainer):
     """`sam` holds scope, rho, p, adaptive and eta."""
 
     def __init__(self, *args: Any, sam: dict[str, Any], **kwargs: Any) -> None:
@@ -69,9 +72,11 @@ class ReferenceTrainer(Trainer):
         if last or self.sam["scope"] == "micro_batch":
             w, buffers = flatten(params, params), [b.clone() for b in bare.buffers()]
             after = torch.get_rng_state()
+            counted = {n: copy.deepcopy(vars(self)[n]) for n in COUNTED if n in vars(self)}
             try:
                 self._add_sam_gradients(bare, params, w)
             finally:
+                vars(self).update(counted)
                 write(params, w)
                 restore(bare, buffers)
                 torch.set_rng_state(after)
@@ -99,7 +104,9 @@ class ReferenceTrainer(Trainer):
         loss = self.compute_loss(bare, self._prepare_inputs(dict(inputs)), num_items_in_batch=items)
         if self.compute_loss_func is None and (items is None or not self.model_accepts_loss_kwargs):
             loss = loss / self.current_gradient_accumulation_steps
-        pieces = torch.autograd.grad(loss, params, allow_unused=True)
+        scaler = self.accelerator.scaler
+        scaled = loss if scaler is None else scaler.scale(loss)
+        pieces = torch.autograd.grad(scaled, params, allow_unused=True)
         return loss.detach(), [g.to_dense() if g is not None else None for g in pieces]
 
     def _add_sam_gradients(self, bare: nn.Module, params: list[nn.Parameter], w: Tensor) -> None:
@@ -108,7 +115,8 @@ class ReferenceTrainer(Trainer):
         if self.sam["scope"] == "global":
             on_ranks(dist.all_reduce, [g])
             g = g / self.accelerator.num_processes
-        self.found["norm"].append(g.norm())
+        scaler = self.accelerator.scaler
+        self.found["norm"].append(g.norm() / (1.0 if scaler is None else scaler.get_scale()))
         epsilon = torch.zeros_like(w)
         if g.any():
             scale = torch.where(self._scaled(bare), w.abs() + self.sam["eta"], 1.0)
@@ -128,7 +136,7 @@ class ReferenceTrainer(Trainer):
         if items is None or self.sam["scope"] == "global":
             return len(self.group) / self.current_gradient_accumulation_steps
         labels = [batch["labels"] for batch, *_ in self.group]
-        counted = [label if label.ndim == 1 else label[:, 1:] for label in labels]
+        counted = [label[:, 1:] if self._loss_shifts_labels else label for label in labels]
         own = sum(int((label != -100).sum()) for label in counted)
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return own * ranks / float(items)
@@ -136,6 +144,10 @@ class ReferenceTrainer(Trainer):
     def _scaled(self, bare: nn.Module) -> Tensor:
         mask = oracles.weight_mask(bare)
         return mask if self.sam["adaptive"] else torch.zeros_like(mask)
+
+
+class ReferenceTrainer(ReferenceMixin, Trainer):
+    pass
 
 
 def on_ranks(collective: Callable[[Tensor], Any], tensors: list[Tensor]) -> None:

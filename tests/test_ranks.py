@@ -40,6 +40,14 @@ def test_resumed_is_bit_for_bit(scope: str, reports: Reports) -> None:
     assert reports[f"resume, {scope}"] == [[], []]
 
 
+@SCOPES
+@pytest.mark.parametrize("first", [1, 2], ids=["clean pass", "perturbed pass"])
+def test_an_overflow_on_one_rank_skips_the_step_on_all(
+    first: int, scope: str, reports: Reports
+) -> None:
+    assert reports[f"overflow in pass {first}, {scope}"] == [[], []]
+
+
 @pytest.mark.parametrize("scope", ["micro_batch", "rank"])
 @pytest.mark.parametrize("name", ["mlp", "dropout", "sometimes_used"])
 def test_ranks_average_the_equations(name: str, scope: str, reports: Reports) -> None:

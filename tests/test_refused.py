@@ -71,7 +71,7 @@ def refuses(trainer: SAMTrainer, message: str) -> None:
 
 
 def test_sagemaker_model_parallel_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_sam.trainer.is_sagemaker_mp_enabled", lambda: True)
+    monkeypatch.setattr("hf_sam.support.is_sagemaker_mp_enabled", lambda: True)
     refuses(make_trainer(build("mlp"), tmp_path), "got the backend SAGEMAKER_MP")
 
 

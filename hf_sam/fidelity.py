@@ -1,0 +1,79 @@
+"""What rounding to the weights' precision leaves of a perturbation."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from .shards import Layout, by_layout, local, sum_over_shards
+
+WARN_BELOW, STOP_BELOW = 0.9, 0.5
+
+logger = logging.get_logger(__name__)
+
+
+def is_low_precision(params: Iterable[Tensor]) -> bool:
+    """Say whether a parameter has fewer bits than float32."""
+    return any(p.is_floating_point() and p.element_size() < 4 for p in params)
+
+
+@torch.no_grad()
+def perturbation_fidelity(
+    params: Iterable[Tensor], perturbation: Iterable[Tensor | None]
+) -> Tensor:
+    """Compare w + epsilon - w, as the weights' dtype rounds it, with epsilon.
+
+    In bfloat16 a weight of 0.02 has neighbours 1e-4 away: what moves it less is lost, and what
+    moves it more is rounded.
+
+    Args:
+        params: The weights w.
+        perturbation: Epsilon, one tensor for each parameter, of its shape, or None.
+
+    Returns:
+        Of shape (2,) on the host: the L2 norm of what is realised over that of epsilon, and the
+        cosine of the angle between the two; both 1 where nothing is lost, or where epsilon is
+        zero. Memory: a few float32 copies of one tensor at a time.
+    """
+    sums: dict[Layout, Tensor] = {}
+    for param, epsilon in zip(params, perturbation, strict=True):
+        if epsilon is None:
+            continue
+        (layout,) = by_layout([param])
+        weights, intended = local(param), local(epsilon).float()
+        moved = (weights + local(epsilon)).to(weights.dtype)  # as `perturbed` rounds it
+        realised = moved.float() - weights.float()
+        products = (realised * realised, realised * intended, intended * intended)
+        sums[layout] = sums.get(layout, 0) + torch.stack([x.sum() for x in products])
+    whole = [sum_over_shards(parts, layout).cpu() for layout, parts in sums.items()]
+    realised_square, product, intended_square = sum(whole, torch.zeros(3))
+    if intended_square == 0:
+        return torch.ones(2)
+    ratio = (realised_square / intended_square).sqrt()
+    cosine = product / (realised_square * intended_square).sqrt().clamp(min=1e-30)
+    return torch.stack([ratio, cosine])
+
+
+def require_fidelity(of_ranks: Tensor, *, allowed: bool) -> None:
+    """Warn where rounding took much of a perturbation, and refuse where it took most.
+
+    Args:
+        of_ranks: Of shape (ranks, 2), from `perturbation_fidelity`; the worst rank counts, so that
+            all of them stop or none.
+        allowed: Whether the user has said to train on.
+
+    Raises:
+        ValueError: If norm or cosine is below `STOP_BELOW`, unless `allowed`.
+    """
+    worst = of_ranks[of_ranks.min(dim=1).values.argmin()].tolist()
+    if min(worst) >= WARN_BELOW:
+        return
+    message = (
+        "The perturbation must survive rounding to the weights' dtype, got "
+        f"{worst[0]:.0%} of its norm at a cosine of {worst[1]:.2f} to its direction: load the "
+        "model in float32 (`dtype=torch.float32`) and compute in bfloat16 by `bf16=True`"
+    )
+    if min(worst) < STOP_BELOW and not allowed:
+        raise ValueError(f"{message}, or set `allow_rounded_perturbation=True` to train on.")
+    logger.warning(f"{message}.")

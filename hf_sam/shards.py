@@ -1,0 +1,63 @@
+"""Sharded tensors by their local parts, and sums over them that count every entry once."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor.placement_types import Placement
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where tensors lie: the parts of those that share a layout can be computed on together."""
+
+    device: torch.device
+    mesh: DeviceMesh | None  # None for a tensor that this rank holds whole
+    placements: tuple[Placement, ...] = ()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part that this rank holds, detached, in the tensor's own memory."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def by_layout(tensors: Iterable[Tensor]) -> dict[Layout, list[Tensor]]:
+    """Group the local parts of tensors."""
+    groups = defaultdict(list)
+    for tensor in tensors:
+        layout = Layout(tensor.device, None)
+        if isinstance(tensor, DTensor):
+            layout = Layout(tensor.device, tensor.device_mesh, tensor.placements)
+        groups[layout].append(local(tensor))
+    return dict(groups)
+
+
+def sum_over_shards(values: Tensor, layout: Layout, *, largest: bool = False) -> Tensor:
+    """Sum what each rank found in its parts, or take the largest; replicas count once.
+
+    Args:
+        values: Of any shape, the same on all ranks.
+        layout: Of the parts.
+        largest: Whether to take the largest instead of the sum.
+
+    Returns:
+        The result on every rank, of the shape of `values`, after one reduction if sharded.
+    """
+    if layout.mesh is None:
+        return values
+    sharded = Partial("max" if largest else "sum")
+    parts = [sharded if p.is_shard() else Replicate() for p in layout.placements]
+    return DTensor.from_local(values, layout.mesh, parts, run_check=False).full_tensor()
+
+
+def norm_over_shards(norm: Tensor, order: float, layout: Layout) -> Tensor:
+    """Combine the norms of the ranks' parts into that of the whole, of shape ()."""
+    if layout.mesh is None or order == math.inf:
+        return sum_over_shards(norm, layout, largest=True)
+    return sum_over_shards(norm**order, layout) ** (1.0 / order)
