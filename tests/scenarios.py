@@ -20,12 +20,18 @@ DROPOUT = "dropout_and_batch_norm"
 SCALE = 2.0**10
 
 
-def emptied(folder: Path) -> Path:
-    """One folder for all ranks, emptied by the first."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+def all_ranks_here() -> None:
+    """Wait for the rank that writes, or for those that read."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def emptied(folder: Path) -> Path:
+    """One folder for all ranks, emptied by the first."""
+    all_ranks_here()
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    all_ranks_here()
     return folder
 
 
@@ -65,6 +71,7 @@ def differences_at_rho_zero(folder: Path) -> list[str]:
         observer = Observer()
         trainer.add_callback(observer)
         trainer.train()
+        all_ranks_here()
         seen.append(
             {
                 "weights": fingerprint(trainer.model),
@@ -97,6 +104,7 @@ def events_that_saw_other_weights(
     observer = Observer()
     trainer.add_callback(observer)
     trainer.train()
+    all_ranks_here()
     kinds = {event["event"] for event in observer.events}
     assert {"on_substep_end", "on_prediction_step", "on_save", "on_pre_optimizer_step"} <= kinds
     wrong, current = [], ""
@@ -124,6 +132,7 @@ def resumed_differs(scope: str, folder: Path, *, at: int = 4) -> list[str]:
             emptied(folder)
         trainer = make_trainer(build(DROPOUT, seed=9 if start else 0), folder, **saving(scope))
         trainer.train(resume_from_checkpoint=start and str(folder / f"checkpoint-{start}"))
+        all_ranks_here()
         found.append(
             {
                 "weights": fingerprint(trainer.model),
@@ -165,6 +174,7 @@ def killed_and_resumed_differs(scope: str, folder: Path) -> list[str]:
     whole = folder.parent / f"{folder.name}-whole"
     straight = make_trainer(build(DROPOUT), emptied(whole), **saving(scope))
     straight.train()
+    all_ranks_here()
     found = {
         "weights": (fingerprint(resumed.model), fingerprint(straight.model)),
         "checkpoint": (files(folder / "checkpoint-8"), files(whole / "checkpoint-8")),
@@ -270,7 +280,7 @@ class Overflows(nn.Module):
 
 
 def scaled(model: nn.Module, folder: Path, **settings: Any) -> Trainer:
-    """A trainer as under fp16: its accelerator has a gradient scaler, here one for the CPU."""
+    """A trainer as under fp16, also on the CPU: its accelerator has a gradient scaler."""
     trainer = make_trainer(
         model,
         folder,
@@ -280,7 +290,7 @@ def scaled(model: nn.Module, folder: Path, **settings: Any) -> Trainer:
         max_steps=1,
         **settings,
     )
-    trainer.accelerator.scaler = GradScaler("cpu", init_scale=SCALE)
+    trainer.accelerator.scaler = GradScaler(trainer.args.device.type, init_scale=SCALE)
     return trainer
 
 

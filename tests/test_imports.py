@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TORCH_ONLY = ("perturbation", "replay", "distributed", "step_log", "window")
+TORCH_ONLY = ("perturbation", "replay", "distributed", "step_log", "window", "shards")
 
 
 def imports(path: Path) -> set[str]:

@@ -36,11 +36,34 @@ def cost_table() -> str:
     return "\n".join(rows)
 
 
-GENERATED = {"settings": settings_table, "step cost": cost_table}
+def fidelity_table() -> str:
+    facts = json.loads((ROOT / "benchmarks" / "fidelity.json").read_text())
+    columns = list(dict.fromkeys((row["model"], row["dtype"]) for row in facts["rows"]))
+    lines = [
+        "| rho | " + " | ".join(f"{model}, {dtype}" for model, dtype in columns) + " |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for rho in dict.fromkeys(row["rho"] for row in facts["rows"]):
+        cells = {
+            (row["model"], row["dtype"]): f"{row['norm']:.2f}, {row['cosine']:.2f}"
+            for row in facts["rows"]
+            if row["rho"] == rho
+        }
+        lines.append(f"| {rho} | " + " | ".join(cells[column] for column in columns) + " |")
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return "\n".join([*lines, "", f"`python benchmarks/fidelity.py`, {facts['date']}, {versions}."])
 
 
-def with_generated_parts(text: str) -> str:
-    for name, table in GENERATED.items():
+COMPATIBILITY = ROOT / "docs" / "compatibility.md"
+GENERATED = {
+    README: {"settings": settings_table, "step cost": cost_table},
+    COMPATIBILITY: {"fidelity": fidelity_table},
+}
+
+
+def with_generated_parts(path: Path) -> str:
+    text = path.read_text()
+    for name, table in GENERATED[path].items():
         pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->)"
         content = table()
         text, found = re.subn(
@@ -50,13 +73,14 @@ def with_generated_parts(text: str) -> str:
     return text
 
 
-def test_generated_parts_are_up_to_date() -> None:
-    text = README.read_text()
-    assert with_generated_parts(text) == text, "run `python tests/test_readme.py`"
+@pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)
+def test_generated_parts_are_up_to_date(path: Path) -> None:
+    assert with_generated_parts(path) == path.read_text(), "run `python tests/test_readme.py`"
 
 
 def code_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    texts = README.read_text() + COMPATIBILITY.read_text()
+    return re.findall(r"```python\n(.*?)```", texts, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("code", code_blocks())
@@ -87,5 +111,6 @@ def test_says_which_sam_this_is_once() -> None:
 
 
 if __name__ == "__main__":
-    README.write_text(with_generated_parts(README.read_text()))
+    for file in GENERATED:
+        file.write_text(with_generated_parts(file))
     sys.exit()
