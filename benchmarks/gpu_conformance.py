@@ -26,7 +26,7 @@ sys.path.insert(0, str(TESTS))
 import conftest  # noqa: E402, F401  # no network
 from cases import Recorder, build, make_trainer  # noqa: E402
 from observers import fingerprint  # noqa: E402
-from scenarios import SCALE, Overflows, scaled  # noqa: E402
+from overflows import SCALE, Overflows, scaled  # noqa: E402
 from sharded import FSDP, fsdp2_on_cpu, full_weights  # noqa: E402
 
 GPU = torch.cuda.is_available()

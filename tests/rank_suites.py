@@ -9,6 +9,7 @@ from typing import Any
 
 import matrix
 import matrix_cases
+import overflows
 import scenarios
 import sharded
 import torch
@@ -51,7 +52,7 @@ def behaviour_checks(folder: Path) -> Checks:
         for calls in ((1,), (2,)):
             yield (
                 f"overflow in pass {calls[0]}, {scope}",
-                lambda s=scope, c=calls: scenarios.overflow_on_last_rank(s, folder / "inf", c),
+                lambda s=scope, c=calls: overflows.overflow_on_last_rank(s, folder / "inf", c),
             )
     for name in ("mlp", "dropout", "sometimes_used"):
         for scope in ("micro_batch", "rank"):

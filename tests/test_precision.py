@@ -7,7 +7,8 @@ import pytest
 import torch
 from cases import build, examples, make_trainer
 from observers import fingerprint
-from scenarios import PLAIN, SCALE, Overflows, scaled
+from overflows import SCALE, Overflows, scaled
+from scenarios import PLAIN
 from torch import nn
 from transformers import Trainer
 
