@@ -178,7 +178,8 @@ def perturbed(params: Iterable[Tensor], perturbation: Iterable[Tensor | None]) -
     pairs = zip(params, perturbation, strict=True)
     moving = [(param, epsilon) for param, epsilon in pairs if epsilon is not None]
     weights = [local(param) for param, _ in moving]
-    saved = [weight.clone() for weight in weights]
+    with torch.no_grad():
+        saved = [weight.clone() for weight in weights]
     try:
         with torch.no_grad():
             if weights:

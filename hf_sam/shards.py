@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,28 +12,27 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor.placement_types import Placement
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Where tensors lie: the parts of those that share a layout can be computed on together."""
 
     device: torch.device
-    mesh: DeviceMesh | None  # None for a tensor that this rank holds whole
+    mesh: DeviceMesh | None = None  # None for a tensor that this rank holds whole
     placements: tuple[Placement, ...] = ()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part that this rank holds, detached, in the tensor's own memory."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    """Return the part of a tensor that this rank holds, in the tensor's own memory."""
+    return cast(DTensor, tensor.detach()).to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def by_layout(tensors: Iterable[Tensor]) -> dict[Layout, list[Tensor]]:
     """Group the local parts of tensors."""
     groups = defaultdict(list)
     for tensor in tensors:
-        layout = Layout(tensor.device, None)
         if isinstance(tensor, DTensor):
             layout = Layout(tensor.device, tensor.device_mesh, tensor.placements)
+        else:
+            layout = Layout(tensor.device)
         groups[layout].append(local(tensor))
     return dict(groups)
 

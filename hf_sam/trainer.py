@@ -123,11 +123,12 @@ class SAMMixin(AnyTrainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """Fetch the next window as the plain Trainer does, whatever became of the last one."""
-        if self._window is not None and self._window.begun_at < self.state.global_step:
+        window = self._window
+        if window is not None and window.group and window.begun_at < self.state.global_step:
             logger.warning(
-                f"Optimizer step {self._window.begun_at} had no gradient of "
-                f"`ascent_scope={self._window.scope}`: the training step of its last micro-batch "
-                "did not end. Use `ascent_scope=micro_batch` if training steps may be skipped."
+                f"Optimizer step {window.begun_at} had no gradient: its last micro-batch was "
+                f"skipped, which `ascent_scope={window.scope}` needs for the others. Set "
+                "`ascent_scope=micro_batch` if training steps may be skipped."
             )
         self._window = None
         micro_batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
