@@ -72,6 +72,11 @@ class SAMArguments:
     def __post_init__(self) -> None:
         """Check SAM's fields, then let the Trainer's own arguments check theirs."""
         self.require_valid_fields()
+        if self.rho > 0 and self.eta != SAMArguments.eta and not self.adaptive:
+            raise ValueError(
+                f"`eta` has an effect only with `adaptive=True`, got eta={self.eta} without it: "
+                "set `adaptive`, or leave `eta` out."
+            )
         if isinstance(self, TrainingArguments):
             super().__post_init__()  # type: ignore[misc] # of the class mixed in
 
@@ -93,11 +98,6 @@ class SAMArguments:
             if not isinstance(value, bool):
                 raise ValueError(f"`{name}` must be True or False, got {value!r}.")
         require_valid_ascent(rho=self.rho, eta=self.eta, perturbation_norm=self.perturbation_norm)
-        if self.rho > 0 and self.eta != SAMArguments.eta and not self.adaptive:
-            raise ValueError(
-                f"`eta` has an effect only with `adaptive=True`, got eta={self.eta} without it: "
-                "set `adaptive`, or leave `eta` out."
-            )
         if self.ascent_scope not in (None, *ASCENT_SCOPES):
             raise ValueError(
                 f"`ascent_scope` must be one of {', '.join(ASCENT_SCOPES)}, "

@@ -56,9 +56,9 @@ def require_supported_backend(
     for parallelism, ranks in ranks_per_batch.items():
         if ranks > 1:
             raise ValueError(
-                f"SAM must see whole examples on every rank, got {parallelism} parallelism over "
-                f"{ranks} ranks, which splits the inputs in place: set its size to 1 in the "
-                f"parallelism config, or {REMEDY}."
+                f"SAM must see whole examples and whole layers on every rank, got {parallelism} "
+                f"parallelism over {ranks} ranks: set its size to 1 in the parallelism config or "
+                f"the distributed config, or {REMEDY}."
             )
     if optimizer.endswith(FUSED_OPTIMIZERS):
         raise ValueError(
@@ -109,16 +109,19 @@ def require_supported_model(
 
 def is_sharded(model: nn.Module) -> bool:
     """Say whether a parameter is sharded: by FSDP2, or while the model was loaded."""
-    return any(isinstance(param, DTensor) for param in model.parameters())
+    sharded = any(isinstance(param, DTensor) for param in model.parameters())
+    return sharded or bool(_fsdp_modules(model))  # which may hold gathered weights just now
 
 
-def reduce_every_pass(model: nn.Module) -> None:
-    """Have FSDP2 reduce the gradients of each pass into shards.
+def use_shards(model: nn.Module) -> None:
+    """Have FSDP2 show its shards, and reduce the gradients of each pass into them.
 
-    The Trainer defers that to the last micro-batch. A clean gradient would then wait unsharded,
+    An evaluation leaves weights gathered, which would be perturbed in place of the shards. And the
+    Trainer defers the reduction to the last micro-batch: a clean gradient would wait unsharded,
     invisible in `p.grad`, and join the perturbed one.
     """
     for module in _fsdp_modules(model):
+        module.reshard()
         module.set_requires_gradient_sync(True, recurse=False)
         module.set_requires_all_reduce(True, recurse=False)
 
@@ -172,6 +175,7 @@ def _fsdp_modules(model: nn.Module) -> list[Any]:  # both nn.Module and FSDPModu
 
 
 def _require_supported_shards(model: nn.Module) -> None:
+    use_shards(model)
     modules = _fsdp_modules(model)
     managed = {id(param) for module in modules for param in module.parameters()}
     for name, param in model.named_parameters():

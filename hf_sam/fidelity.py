@@ -33,8 +33,8 @@ def perturbation_fidelity(
 
     Returns:
         Of shape (2,) on the host: the L2 norm of what is realised over that of epsilon, and the
-        cosine of the angle between the two; both 1 where nothing is lost, or where epsilon is
-        zero. Memory: a few float32 copies of one tensor at a time.
+        cosine of the angle between the two; both 1 where nothing is lost, nan where epsilon is
+        zero or not finite. Memory: a few float32 copies of one tensor at a time.
     """
     sums: dict[Layout, Tensor] = {}
     for param, epsilon in zip(params, perturbation, strict=True):
@@ -48,11 +48,10 @@ def perturbation_fidelity(
         sums[layout] = sums.get(layout, 0) + torch.stack([x.sum() for x in products])
     whole = [sum_over_shards(parts, layout).cpu() for layout, parts in sums.items()]
     realised_square, product, intended_square = sum(whole, torch.zeros(3))
-    if intended_square == 0:
-        return torch.ones(2)
     ratio = (realised_square / intended_square).sqrt()
     cosine = product / (realised_square * intended_square).sqrt().clamp(min=1e-30)
-    return torch.stack([ratio, cosine])
+    known = intended_square.isfinite() & (intended_square > 0)
+    return torch.where(known, torch.stack([ratio, cosine]), torch.nan)
 
 
 def require_fidelity(of_ranks: Tensor, *, allowed: bool) -> None:

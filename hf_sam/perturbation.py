@@ -204,10 +204,12 @@ def _dual_step(vectors: list[Tensor], rho: float, p: float) -> None:
         _multiply(vectors, rho / gradient_norm(vectors).clamp(min=NORM_FLOOR))
         return
     q = 1.0 if p == math.inf else p / (p - 1.0)
-    _multiply(vectors, 1.0 / gradient_norm(vectors, math.inf).clamp(min=NORM_FLOOR))
+    largest = gradient_norm(vectors, math.inf)
+    _multiply(vectors, 1.0 / largest.clamp(min=NORM_FLOOR))
     _multiply(vectors, 1.0 / gradient_norm(vectors, q).clamp(min=1.0))
     for x in map(local, vectors):
-        x.copy_(x.sign() * x.abs().pow_(q - 1.0)).mul_(rho)
+        x.copy_(x.sign() * x.abs().pow_(q - 1.0))
+    _multiply(vectors, rho + 0.0 * largest)  # nan if it was not finite: signs alone would not tell
 
 
 def _multiply(vectors: list[Tensor], factor: Tensor | list[Tensor]) -> None:
@@ -223,7 +225,10 @@ def _multiply(vectors: list[Tensor], factor: Tensor | list[Tensor]) -> None:
 def _norm(tensors: list[Tensor], order: float) -> Tensor:
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if double else torch.float32
-    norms = torch._foreach_norm(tensors, order, dtype=dtype)
+    filled = [tensor for tensor in tensors if tensor.numel() > 0]  # a shard may hold nothing
+    if not filled:
+        return torch.zeros((), dtype=dtype, device=tensors[0].device)
+    norms = torch._foreach_norm(filled, order, dtype=dtype)
     return torch.linalg.vector_norm(torch.stack(norms), order)
 
 

@@ -51,7 +51,7 @@ def sum_over_shards(values: Tensor, layout: Layout, *, largest: bool = False) ->
     if layout.mesh is None:
         return values
     sharded = Partial("max" if largest else "sum")
-    parts = [sharded if p.is_shard() else Replicate() for p in layout.placements]
+    parts = [Replicate() if p.is_replicate() else sharded for p in layout.placements]
     return DTensor.from_local(values, layout.mesh, parts, run_check=False).full_tensor()
 
 

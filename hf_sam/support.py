@@ -42,7 +42,11 @@ def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
         optimizer=OptimizerNames(trainer.args.optim).value
         if optimizer is None
         else type(optimizer).__name__.lower(),
-        ranks_per_batch={"context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()},
+        ranks_per_batch={
+            "context": trainer.get_cp_size(),
+            "sequence": trainer.get_sp_size(),
+            "tensor": trainer.get_tp_size(),
+        },
     )
 
 

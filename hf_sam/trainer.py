@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer
@@ -18,8 +19,8 @@ from .distributed import (
     is_sharded,
     leave_buckets,
     leave_buffers_alone,
-    reduce_every_pass,
     resharded,
+    use_shards,
 )
 from .fidelity import is_low_precision, perturbation_fidelity, require_fidelity
 from .loss_scale import loss_scale
@@ -35,7 +36,7 @@ from .perturbation import (
 from .replay import counters_kept, random_state, replayed, restorer, running_stats_kept
 from .step_log import StepLog
 from .support import check_backend, check_model
-from .window import MicroBatch, Window, inputs_unchanged
+from .window import MicroBatch, Window
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +59,7 @@ class SAMMixin(AnyTrainer):
     """
 
     # what trl's loss functions count in every pass, and SAM in the clean ones only
-    counted_once: tuple[str, ...] = ("_metrics", "_total_train_tokens")
+    counted_once: tuple[str, ...] = ("_metrics", "_stored_metrics", "_total_train_tokens")
 
     _step_log = StepLog()  # frozen: each training starts its own
     _window: Window | None = None
@@ -87,7 +88,7 @@ class SAMMixin(AnyTrainer):
         Args:
             model: The prepared model.
             inputs: One micro-batch. Each pass prepares a copy of its own, as a Trainer may change
-                the mapping it is given.
+                the mapping it is given, and a model the tensors.
             num_items_in_batch: The Trainer's count of label items in the window.
 
         Returns:
@@ -98,18 +99,19 @@ class SAMMixin(AnyTrainer):
         if not self._is_supported:  # rho was 0 when training started, or it has not
             check_backend(self, self.sam_arguments)
             self._check_model(model)
+        if self._is_sharded:
+            use_shards(model)
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         with self._current_window(model) as window:
             draws = random_state(param.device for param in model.parameters())
             micro_batch = MicroBatch(inputs, num_items_in_batch, draws)
-            if self._is_sharded:
-                reduce_every_pass(model)
             if window.scope == "global":
                 leave_buckets(params.values())
             with gradients_set_aside(params.values()):
                 put_gradients(params.values(), window.clean_grad)
-                with inputs_unchanged(inputs):
-                    clean_loss = self._pass(model, micro_batch, reduced=window.scope == "global")
+                # what the model changes in place must not reach the perturbed pass
+                copied = replace(micro_batch, inputs=recursively_apply(torch.clone, inputs))
+                clean_loss = self._pass(model, copied, reduced=window.scope == "global")
                 window.clean_grad = take_gradients(params.values())
             window.clean_losses.append(clean_loss)
             window.group.append(micro_batch)
@@ -146,14 +148,13 @@ class SAMMixin(AnyTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add to a training entry what the two passes found out since the last one.
 
-        `perturbed_loss` is averaged exactly as the Trainer's `loss` is, `sharpness` is their
-        difference, and `ascent_grad_norm` is the L2 norm of the clean gradient of the micro-batch's
-        mean loss, averaged over perturbations and ranks. (It is off where a model accepts
-        `num_items_in_batch` and then ignores it; a Trainer whose `loss_is_scaled_for_ga` is False
-        says so.) All are averages over the steps that had a perturbation. Where weights are held
-        in fewer bits than float32, `perturbation_fidelity` is the share of the perturbation's norm
-        that rounding left, and `perturbation_cosine` says how well it kept the direction; both are
-        measured at the first perturbation since the last entry.
+        `perturbed_loss` is averaged as the Trainer's `loss` is, `sharpness` is their difference,
+        and `ascent_grad_norm` the L2 norm of the clean gradient of the mean loss, averaged over
+        perturbations and ranks; all over the steps that had a perturbation. (The norm is off where
+        a model accepts `num_items_in_batch` and ignores it, unless `loss_is_scaled_for_ga` is
+        False.) For weights of fewer bits than float32, `perturbation_fidelity` is the share of the
+        norm that rounding left, `perturbation_cosine` says how well it kept the direction: both at
+        the first perturbation since the last entry.
 
         Args:
             logs: The entry; changed in place.
@@ -167,7 +168,7 @@ class SAMMixin(AnyTrainer):
             logs["sharpness"] = (moved - clean) / steps
             logs["ascent_grad_norm"] = norm / ascents
             if self._step_log.fidelity is not None:
-                ratio, cosine = sums[:, 4:].mean(dim=0).tolist()
+                ratio, cosine = sums[:, 4:].nanmean(dim=0).tolist()
                 logs["perturbation_fidelity"], logs["perturbation_cosine"] = ratio, cosine
             self._step_log = StepLog()
         super().log(logs, start_time)
@@ -261,7 +262,7 @@ class SAMMixin(AnyTrainer):
             eta=sam.eta,
             perturbation_norm=sam.perturbation_norm,
         )
-        if self._step_log.ascents == 0 and is_low_precision(params.values()):
+        if self._step_log.fidelity is None and is_low_precision(params.values()):
             self._note_fidelity(perturbation_fidelity(params.values(), perturbation))
         losses = []
         with (
@@ -285,11 +286,13 @@ class SAMMixin(AnyTrainer):
 
     def _note_fidelity(self, fidelity: Tensor) -> None:
         """Log what rounding left of a perturbation; at the first one, warn or stop."""
-        self._step_log = replace(self._step_log, fidelity=fidelity)
         if not self._is_fidelity_known:
             of_ranks = self.accelerator.gather(fidelity.to(self.args.device).unsqueeze(0))
-            require_fidelity(of_ranks, allowed=self.sam_arguments.allow_rounded_perturbation)
-        self._is_fidelity_known = True
+            if not of_ranks.isnan().any():  # or wait for a perturbation to judge by
+                require_fidelity(of_ranks, allowed=self.sam_arguments.allow_rounded_perturbation)
+                self._is_fidelity_known = True
+        if not fidelity.isnan().any():
+            self._step_log = replace(self._step_log, fidelity=fidelity)
 
 
 class SAMTrainer(SAMMixin, Trainer):

@@ -1,7 +1,6 @@
 """The micro-batches of one optimizer step, remembered until their perturbation is known."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,32 +43,3 @@ class Window:
         group = self.group, self.clean_losses, self.clean_grad
         self.group, self.clean_losses, self.clean_grad = [], [], None
         return group
-
-
-@contextmanager
-def inputs_unchanged(inputs: Mapping[str, Any]) -> Iterator[None]:
-    """Refuse what the block does to the input tensors themselves, which a second pass would repeat.
-
-    Args:
-        inputs: One micro-batch; tensors that are not directly in it are not watched.
-
-    Yields:
-        Nothing. Costs nothing: torch counts the changes.
-
-    Raises:
-        ValueError: Naming the input.
-    """
-    tensors = {
-        name: value
-        for name, value in inputs.items()
-        if isinstance(value, Tensor) and not value.is_inference()
-    }
-    versions = {name: tensor._version for name, tensor in tensors.items()}
-    yield
-    for name, tensor in tensors.items():
-        if tensor._version != versions[name]:
-            raise ValueError(
-                f"Inputs must stay as they are in SAM's two passes, got `{name}` changed in place "
-                "by the model or by `compute_loss`: change a copy (`x = x + noise`, not "
-                "`x += noise`)."
-            )

@@ -172,6 +172,17 @@ def make_trainer(
     )
 
 
+def uneven() -> nn.Module:
+    """Shards of two ranks: an empty one of the layer with one unit, odd ones, and a norm's."""
+    return Classifier(
+        nn.Linear(FEATURES, 5),
+        nn.LayerNorm(5),
+        nn.Tanh(),
+        nn.Linear(5, 1),
+        nn.Linear(1, CLASSES),
+    )
+
+
 def vit(dropout: float = 0.1) -> nn.Module:
     """A transformers model in float64 throughout, which supports gradient checkpointing."""
     return ViTForImageClassification(

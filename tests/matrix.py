@@ -190,6 +190,7 @@ def refusals() -> Iterable[tuple[str, str]]:
         "DataParallel": {"devices": 4},
         "context parallelism": {"ranks_per_batch": {"context": 2}},
         "sequence parallelism": {"ranks_per_batch": {"sequence": 2}},
+        "tensor parallelism": {"ranks_per_batch": {"tensor": 2}},
     }
     usual = {"backend": "NO", "devices": 1, "optimizer": "sgd", "ranks_per_batch": {}}
     for name, fact in facts.items():

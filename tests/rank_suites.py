@@ -108,7 +108,7 @@ def sharded_checks(folder: Path) -> Checks:
                         lambda c=changes: sharded.weights_after(folder / "run", **c),
                     )
         for name, sam in sharded.PERTURBATIONS.items():
-            yield name, lambda s=sam: sharded.weights_after(folder / "run", **s)
+            yield name, lambda s=sam: sharded.odd_weights_after(folder / "run", **s)
         yield "resume", lambda: sharded.resumed_differs(folder / "resumed")
         for call in range(9, 13):
             yield f"fault {call}", lambda c=call: sharded.left_by_exception(folder / "run", c)

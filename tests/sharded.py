@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, DistributedType, PartialState
-from cases import build, examples, make_trainer, texts
+from cases import build, examples, make_trainer, texts, uneven
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.distributed import DistributedConfig
@@ -40,6 +41,7 @@ def fsdp2_on_cpu() -> Iterator[None]:
 
 
 PERTURBATIONS: dict[str, dict[str, Any]] = {
+    "SAM": {},
     "ASAM": {"adaptive": True, "rho": 0.5},
     "p = 1.5": {"perturbation_norm": 1.5},
     "p = inf": {"perturbation_norm": float("inf"), "rho": 0.005},
@@ -48,6 +50,9 @@ PERTURBATIONS: dict[str, dict[str, Any]] = {
 
 def full_weights(model: nn.Module) -> list[float]:
     """All parameters, gathered; every one must be sharded, or the test would prove nothing."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # an evaluation leaves weights gathered
     flat: list[Tensor] = []
     for param in model.parameters():
         assert isinstance(param, DTensor)
@@ -57,6 +62,11 @@ def full_weights(model: nn.Module) -> list[float]:
 
 def local_shards(model: nn.Module) -> list[Tensor]:
     return [cast("DTensor", p).to_local().detach().clone() for p in model.parameters()]
+
+
+def odd_model() -> nn.Module:
+    torch.manual_seed(0)
+    return uneven().double()
 
 
 def trainer_of(folder: Path, model: nn.Module | None = None, **settings: Any) -> Trainer:
@@ -76,6 +86,13 @@ def weights_after(folder: Path, **settings: Any) -> list[float]:
     trainer = trainer_of(folder, **settings)
     trainer.train()
     return full_weights(trainer.model)
+
+
+def odd_weights_after(folder: Path, **settings: Any) -> list[float]:
+    """Empty shards, and evaluations that leave the root's weights gathered."""
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "max_grad_norm": 0.3}
+    more = {"trainer_kwargs": {"eval_dataset": examples(count=8)}}
+    return weights_after(folder, model=odd_model(), **evaluated, **more, **settings)
 
 
 def resumed_differs(folder: Path) -> bool:

@@ -92,11 +92,14 @@ def test_hyperparameter_search_over_rho(tmp_path: Path) -> None:
         model_init=lambda: build("mlp"), args=args, train_dataset=data, eval_dataset=data,
         callbacks=[Rhos()],
     )  # fmt: skip
-    best = trainer.hyperparameter_search(
-        lambda trial: {"rho": trial.suggest_float("rho", 0.01, 1.0, log=True)},
-        n_trials=3,
-        backend="optuna",
-    )
+
+    def space(trial: Any) -> dict[str, Any]:
+        """Only some trials set eta; transformers leaves it set for the next."""
+        adaptive = trial.number == 0
+        rho = trial.suggest_float("rho", 0.01, 1.0, log=True)
+        return {"rho": rho, "adaptive": adaptive, **({"eta": 0.1} if adaptive else {})}
+
+    best = trainer.hyperparameter_search(space, n_trials=3, backend="optuna")
     assert len(trained) == 3
     assert best.hyperparameters["rho"] in trained
 

@@ -9,7 +9,8 @@ from cases import build, examples, make_trainer
 from observers import fingerprint
 from overflows import SCALE, Overflows, scaled
 from scenarios import PLAIN
-from torch import nn
+from torch import Tensor, nn
+from torch.amp import GradScaler
 from transformers import Trainer
 
 from hf_sam import SAMSeq2SeqConfig, SAMSeq2SeqTrainer, compute_perturbation, perturbed
@@ -42,6 +43,42 @@ def test_an_overflow_skips_the_step(
     other.train()
     assert other.accelerator.optimizer_step_was_skipped
     assert fingerprint(model) == fingerprint(plain)
+
+
+@pytest.mark.parametrize("norm", [1.5, float("inf")])
+def test_an_overflow_skips_the_step_in_any_norm(norm: float, tmp_path: Path) -> None:
+    """The sign of a nan is 0: a perturbation of signs would hide it."""
+    model = Overflows((1,))
+    before = fingerprint(model, "parameters")
+    trainer = scaled(model, tmp_path, perturbation_norm=norm)
+    trainer.train()
+    assert trainer.accelerator.optimizer_step_was_skipped
+    assert fingerprint(model, "parameters") == before
+
+
+@pytest.mark.parametrize("first", ["zero", "nan"])
+def test_a_perturbation_that_tells_nothing_is_not_judged(first: str, tmp_path: Path) -> None:
+    """The check waits for the next one."""
+
+    class Later(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.calls = build("mlp", torch.bfloat16), 0
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            self.calls += 1
+            loss = self.model(x, labels)["loss"]
+            factor = {"zero": 0.0, "nan": float("nan")}[first] if self.calls <= 2 else 1.0
+            return {"loss": loss * factor}
+
+    trainer = make_trainer(
+        Later(), tmp_path, dtype=torch.bfloat16, data=examples(torch.bfloat16), rho=1e-4,
+        learning_rate=0.0, max_steps=2,
+    )  # fmt: skip
+    trainer.accelerator.scaler = GradScaler("cpu")  # skips the step of the nan
+    with pytest.raises(ValueError, match="allow_rounded_perturbation=True"):
+        trainer.train()
+    assert trainer.state.global_step == 1
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["no region", "a region around training"])
@@ -104,7 +141,8 @@ def test_fidelity_against_the_definition() -> None:
         float(torch.nn.functional.cosine_similarity(realised, intended, dim=0)),
     ]
     assert perturbation_fidelity(params, low).tolist() == pytest.approx(expected, rel=1e-5)
-    assert perturbation_fidelity(params, [None, None, torch.zeros(2)]).tolist() == [1.0, 1.0]
+    for unknown in (torch.zeros(2), torch.full((2,), torch.inf)):
+        assert perturbation_fidelity(params, [None, None, unknown]).isnan().all()
 
 
 def bfloat16_trainer(folder: Path, rho: float, **settings: Any) -> Trainer:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from hf_sam import SAMTrainer
 from hf_sam.distributed import require_supported_backend, require_supported_model
 
-ALONE = {"context": 1, "sequence": 1}
+ALONE = {"context": 1, "sequence": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize("backend", ["DEEPSPEED", "MEGATRON_LM", "SAGEMAKER_MP", "XLA"])
@@ -28,9 +28,9 @@ def test_data_parallel() -> None:
         require_supported_backend("NO", devices=4, optimizer="sgd", ranks_per_batch=ALONE)
 
 
-@pytest.mark.parametrize("parallelism", ["context", "sequence"])
+@pytest.mark.parametrize("parallelism", ["context", "sequence", "tensor"])
 def test_split_inputs(parallelism: str) -> None:
-    with pytest.raises(ValueError, match=f"got {parallelism} parallelism over 2 ranks, which"):
+    with pytest.raises(ValueError, match=f"got {parallelism} parallelism over 2 ranks: set its"):
         require_supported_backend(
             "MULTI_GPU", devices=1, optimizer="sgd", ranks_per_batch={**ALONE, parallelism: 2}
         )
@@ -75,7 +75,10 @@ def test_sagemaker_model_parallel_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
     refuses(make_trainer(build("mlp"), tmp_path), "got the backend SAGEMAKER_MP")
 
 
-@pytest.mark.parametrize(("method", "name"), [("get_cp_size", "context"), ("get_sp_size", "seq")])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("get_cp_size", "context"), ("get_sp_size", "seq"), ("get_tp_size", "tensor")],
+)
 def test_split_inputs_are_seen(
     method: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,14 +82,44 @@ def test_a_step_whose_last_micro_batch_is_skipped_is_reported(
     assert "Optimizer step 1 had no gradient" in warnings[0]
 
 
-def test_inputs_changed_in_place_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scope", ASCENT_SCOPES)
+def test_inputs_changed_in_place_are_changed_once(scope: str, tmp_path: Path) -> None:
     class Noisy(SAMTrainer):
+        in_place = False
+
         def compute_loss(self, model: Any, inputs: Any, **kwargs: Any) -> Any:
-            inputs["x"] += 1.0
+            if self.in_place:
+                inputs["x"] += 1.0
+            else:
+                inputs["x"] = inputs["x"] + 1.0
             return super().compute_loss(model, inputs, **kwargs)
 
-    with pytest.raises(ValueError, match="got `x` changed in place"):
-        make_trainer(build("mlp"), tmp_path, trainer=Noisy).train()
+    trained = []
+    for in_place in (False, True):
+        trainer = make_trainer(
+            build("mlp"), tmp_path, trainer=Noisy, ascent_scope=scope, max_steps=4,
+            gradient_accumulation_steps=2,
+        )  # fmt: skip
+        trainer.in_place = in_place
+        trainer.train()
+        trained.append(oracles.flat_weights(trainer.model))
+    assert torch.equal(*trained)
+
+
+def test_batches_may_be_tuples(tmp_path: Path) -> None:
+    class Tuples(SAMTrainer):
+        def compute_loss(self, model: Any, inputs: Any, **kwargs: Any) -> Any:
+            return super().compute_loss(model, {"x": inputs[0], "labels": inputs[1]}, **kwargs)
+
+    def collate(rows: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        return torch.stack([r["x"] for r in rows]), torch.stack([r["labels"] for r in rows])
+
+    trained = []
+    for settings in ({"trainer": Tuples, "recorder": collate}, {}):
+        trainer = make_trainer(build("mlp"), tmp_path, max_steps=4, **settings)
+        trainer.train()
+        trained.append(oracles.flat_weights(trainer.model))
+    assert torch.equal(*trained)
 
 
 def test_nothing_of_a_window_outlives_training(tmp_path: Path) -> None:
