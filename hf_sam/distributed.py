@@ -196,5 +196,7 @@ def _require_supported_shards(model: nn.Module) -> None:
 def _groups(module: Any) -> list[Any]:
     """The parameter groups of a module; torch has no public way to read their settings."""
     state = module._get_fsdp_state()
-    groups = getattr(state, "_fsdp_param_groups", None)  # one alone before torch 2.13
-    return [state._fsdp_param_group] if groups is None else list(groups)
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # torch 2.11 has at most one
+        groups = [state._fsdp_param_group]
+    return [group for group in groups if group is not None]

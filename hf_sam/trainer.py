@@ -58,9 +58,7 @@ class SAMMixin(AnyTrainer):
     memory of one copy of the trainable parameters.
     """
 
-    # what trl's loss functions count in every pass, and SAM in the clean ones only
-    counted_once: tuple[str, ...] = ("_metrics", "_stored_metrics", "_total_train_tokens")
-
+    counted_once = ("_metrics", "_stored_metrics", "_total_train_tokens")  # by trl's losses
     _step_log = StepLog()  # frozen: each training starts its own
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
