@@ -127,8 +127,7 @@ class SAMMixin(AnyTrainer):
         if window is not None and window.group and window.begun_at < self.state.global_step:
             logger.warning(
                 f"Optimizer step {window.begun_at} had no gradient: its last micro-batch was "
-                f"skipped, which `ascent_scope={window.scope}` needs for the others. Set "
-                "`ascent_scope=micro_batch` if training steps may be skipped."
+                "skipped. Set `ascent_scope=micro_batch` if training steps may be skipped."
             )
         self._window = None
         micro_batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -78,6 +78,7 @@ def train(case: Case, folder: Path, role: str, reference_scope: str | None = Non
         trainer.add_callback(case.callback())
     try:
         trainer.train()
+        assert not on_shards or all(isinstance(p, DTensor) for p in trainer.model.parameters())
         return trainer
     finally:
         if on_shards:  # accelerate's state is shared by all trainers of a process
