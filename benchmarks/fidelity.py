@@ -6,6 +6,7 @@ images, which like a pretrained one has weights of a standard deviation of about
 
 import json
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import timm
@@ -55,7 +56,7 @@ def measure() -> list[dict[str, str | float]]:
 
 
 def main() -> None:
-    versions = {"torch": torch.__version__, "timm": timm.__version__}
+    versions = {name: version(name) for name in ("torch", "timm")}
     result = {"date": str(date.today()), "versions": versions, "rows": measure()}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 

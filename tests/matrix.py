@@ -221,7 +221,11 @@ def tables(results: dict[Case, Outcome]) -> Iterable[str]:
             yield f"| {line} | {split} | {row} |"
         yield ""
     yield "### Refused when training starts\n\n| | message |\n|---|---|"
-    said = {case.line: o.refusal for case, o in results.items() if o.refusal}
+    said = {
+        "FSDP2" if case.fsdp else case.line: outcome.refusal
+        for case, outcome in results.items()
+        if outcome.refusal
+    }
     for name, message in [*said.items(), *refusals()]:
         yield f"| {name} | {message} |"
     yield "\n### Unavailable on this machine, in the plain Trainer too\n\n| | reason |\n|---|---|"
