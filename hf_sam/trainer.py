@@ -62,9 +62,8 @@ class SAMMixin(AnyTrainer):
     _step_log = StepLog()  # frozen: each training starts its own
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
-    _is_supported = False
-    _is_fidelity_known = False
-    _is_sharded = False
+    _is_supported = _is_fidelity_known = _is_sharded = False
+    current_gradient_accumulation_steps = 1  # until the Trainer fetches a window
 
     @property
     def sam_arguments(self) -> SAMArguments:

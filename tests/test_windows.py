@@ -122,6 +122,18 @@ def test_batches_may_be_tuples(tmp_path: Path) -> None:
     assert torch.equal(*trained)
 
 
+def test_a_step_may_be_made_without_training(tmp_path: Path) -> None:
+    """As in a notebook: one micro-batch is a window."""
+    model, rows = build("mlp"), Recorder()
+    batch = rows(make_trainer(model, tmp_path).train_dataset[:8])
+    expected = oracles.sam_gradient(
+        oracles.flat_gradient(copy.deepcopy(model)), oracles.flat_weights(model), [batch], rho=0.05
+    )
+    make_trainer(model, tmp_path, ascent_scope="rank").training_step(model, batch)
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
 def test_nothing_of_a_window_outlives_training(tmp_path: Path) -> None:
     class Stop(TrainerCallback):
         def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
