@@ -101,9 +101,8 @@ def require_supported_model(
         raise ValueError(
             "DDP's static graph must see every backward pass synchronised, got "
             f"`ascent_scope={scope or 'micro_batch'}` with {accumulation} micro-batches per "
-            "optimizer step: set "
-            "`ddp_static_graph=False`, use `ascent_scope=global` without accumulation, or "
-            f"{REMEDY}."
+            "optimizer step: set `ddp_static_graph=False`, use `ascent_scope=global` without "
+            f"accumulation, or {REMEDY}."
         )
 
 
