@@ -27,10 +27,10 @@ demo: $(STAMP) ## fine-tune a timm network on scanned digits with SAM, about a m
 	rm -rf runs/demo
 	$(PYTHON) recipes/finetune.py --output_dir runs/demo --num_train_epochs 6 --learning_rate 0.05
 
-test: $(STAMP) ## run every test but those marked gpu, slow or external, 2 to 6 minutes
+test: $(STAMP) ## run every test but those marked gpu, slow or external, about 6 minutes
 	$(PYTHON) -m pytest
 
-matrix: $(STAMP) ## train every combination beside the reference, print the errors, write docs/compatibility.md
+matrix: $(STAMP) ## train every combination beside the reference and write docs/compatibility.md
 	$(PYTHON) tests/matrix.py
 
 check: $(STAMP) ## lint, format and types
