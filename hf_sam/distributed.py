@@ -130,7 +130,8 @@ def resharded(model: nn.Module) -> Iterator[None]:
     """Free, on leaving, what FSDP2 gathered of the weights in the block.
 
     After an exception in a perturbed pass the shards are w again, but gathered copies of w +
-    epsilon would serve the next forward pass.
+    epsilon would serve the next forward pass. (Where a module keeps its weights gathered after a
+    forward pass, it has to be told not to, or it would not let go of them in mid-forward.)
 
     Args:
         model: The prepared model.
@@ -140,6 +141,10 @@ def resharded(model: nn.Module) -> Iterator[None]:
     """
     try:
         yield
+    except BaseException:
+        for module in _fsdp_modules(model):
+            module.set_reshard_after_forward(True, recurse=False)
+        raise
     finally:
         for module in _fsdp_modules(model):
             module.reshard()

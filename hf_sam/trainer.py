@@ -99,7 +99,8 @@ class SAMMixin(AnyTrainer):
         if self._is_sharded:
             use_shards(model)
         params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-        with self._current_window(model) as window:
+        shards_kept = resharded(model) if self._is_sharded else nullcontext()
+        with shards_kept, self._current_window(model) as window:
             draws = random_state(param.device for param in model.parameters())
             micro_batch = MicroBatch(inputs, num_items_in_batch, draws)
             if window.scope == "global":
@@ -262,7 +263,6 @@ class SAMMixin(AnyTrainer):
             self._note_fidelity(perturbation_fidelity(params.values(), perturbation))
         losses = []
         with (
-            resharded(model) if self._is_sharded else nullcontext(),
             perturbed(params.values(), perturbation),
             running_stats_kept(model),
             counters_kept(self, self.counted_once),
