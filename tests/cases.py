@@ -16,6 +16,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -123,6 +124,22 @@ def examples(dtype: torch.dtype = torch.float64, count: int = EXAMPLES) -> list[
     return [{"x": row.to(dtype), "labels": label} for row, label in zip(x, labels, strict=True)]
 
 
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "SGD with momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
+    "AdamW": {"optim": "adamw_torch", "learning_rate": 0.01},
+}
+
+
+class Draws(TrainerCallback):
+    """Remembers torch's random state when each step begins: data loading draws in between."""
+
+    def __init__(self) -> None:
+        self.states: list[Tensor] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.states.append(torch.get_rng_state())
+
+
 class Recorder:
     """A collator that remembers the micro-batches in the order in which they were trained on."""
 
@@ -183,52 +200,31 @@ def uneven() -> nn.Module:
     )
 
 
+SIZES = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+TEXT_SIZES = {**SIZES, "vocab_size": 16, "max_position_embeddings": 16}
+
+
 def vit(dropout: float = 0.1) -> nn.Module:
     """A transformers model in float64 throughout, which supports gradient checkpointing."""
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=8,
-            patch_size=4,
-            num_labels=CLASSES,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
-    )
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    shape = {"image_size": 8, "patch_size": 4, "num_labels": CLASSES}
+    return ViTForImageClassification(ViTConfig(**SIZES, **shape, **rates))
 
 
 def llama() -> nn.Module:
     """A language model that takes num_items_in_batch; it computes norms and loss in float32."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=16,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=16,
-            tie_word_embeddings=True,
-        )
-    )
+    heads = {"num_key_value_heads": 2, "tie_word_embeddings": True}
+    return LlamaForCausalLM(LlamaConfig(**TEXT_SIZES, **heads))
 
 
 def bert() -> nn.Module:
     """Accepts num_items_in_batch and ignores it, as T5 does."""
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=16,
-            hidden_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=16,
-            num_labels=CLASSES,
-        )
-    )
+    return BertForSequenceClassification(BertConfig(**TEXT_SIZES, num_labels=CLASSES))
 
 
 def t5() -> nn.Module:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cases import MODELS
+from cases import MODELS, OPTIMIZERS
 from matrix_models import StopEpoch, StopTraining
 from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
@@ -52,10 +52,7 @@ class Case:
 def combinations() -> Iterator[Case]:
     """Model x optimizer x scope x ranks x split."""
     for model in MODELS:
-        for name, settings in (
-            ("SGD with momentum", {"optim": "sgd", "optim_args": "momentum=0.9"}),
-            ("AdamW", {"optim": "adamw_torch", "learning_rate": 0.01}),
-        ):
+        for name, settings in OPTIMIZERS.items():
             for scope in ASCENT_SCOPES:
                 for ranks, accumulation, batch in ((1, 1, 8), (1, 2, 4), (2, 1, 4), (2, 3, 2)):
                     yield Case(

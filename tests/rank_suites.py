@@ -13,15 +13,12 @@ import overflows
 import scenarios
 import sharded
 import torch
+from cases import OPTIMIZERS
 from naive import NaiveSAMTrainer
 
 from hf_sam.config import ASCENT_SCOPES
 
 Checks = Iterator[tuple[str, Callable[[], Any]]]
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "SGD with momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
-    "AdamW": {"optim": "adamw_torch", "learning_rate": 0.01},
-}
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 COMMUNICATION: dict[str, dict[str, Any]] = {
     "plain": scenarios.PLAIN,

@@ -1,17 +1,20 @@
 """Whole trainings that one process and two ranks must get equally right."""
 
 import copy
+import os
 import shutil
+import signal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import oracles
 import torch
 import torch.distributed as dist
-from cases import Recorder, build, examples, make_trainer
+from cases import Draws, Recorder, build, examples, make_trainer
 from observers import Communication, Observer, files, fingerprint, without_times
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 PLAIN = {"trainer": Trainer, "config": TrainingArguments}
@@ -49,32 +52,42 @@ def saving(scope: str, **settings: Any) -> dict[str, Any]:
     }
 
 
+def observed(name: str, folder: Path, **settings: Any) -> tuple[Trainer, list[dict[str, Any]]]:
+    """Train with evaluations at every second step; give the trainer, and the events it caused."""
+    trainer = make_trainer(
+        build(name),
+        emptied(folder),
+        eval_strategy="steps",
+        eval_steps=2,
+        trainer_kwargs={"eval_dataset": examples(count=8)},
+        **settings,
+    )
+    observer = Observer()
+    trainer.add_callback(observer)
+    trainer.train()
+    all_ranks_here()
+    return trainer, observer.events
+
+
 def differences_at_rho_zero(folder: Path) -> list[str]:
     """Train by the plain Trainer and by SAMTrainer with rho = 0; name what is not identical."""
     seen = []
     for kind in (PLAIN, {"rho": 0.0}):
-        trainer = make_trainer(
-            build(DROPOUT),
-            emptied(folder),
+        trainer, events = observed(
+            DROPOUT,
+            folder,
             optim="adamw_torch",
             gradient_accumulation_steps=2,
             max_steps=6,
             save_strategy="steps",
             save_steps=2,
-            eval_strategy="steps",
-            eval_steps=2,
-            trainer_kwargs={"eval_dataset": examples(count=8)},
             **kind,
         )
-        observer = Observer()
-        trainer.add_callback(observer)
-        trainer.train()
-        all_ranks_here()
         seen.append(
             {
                 "weights": fingerprint(trainer.model),
                 "log": without_times(trainer.state.log_history),
-                "events": observer.events,
+                "events": events,
                 "checkpoints": files(folder),
             }
         )
@@ -86,27 +99,13 @@ def differences_at_rho_zero(folder: Path) -> list[str]:
 def events_that_saw_other_weights(
     scope: str, folder: Path, trainer_class: dict[str, Any] | None = None
 ) -> list[str]:
-    """Train with rho > 0; name the events at which the weights were not those of a finished step.
-
-    Gradients between the micro-batches must belong to no clean pass: in rank and global scope there
-    are none before the window's end.
-    """
-    trainer = make_trainer(
-        build("batch_norm"),
-        emptied(folder),
-        eval_strategy="steps",
-        eval_steps=2,
-        trainer_kwargs={"eval_dataset": examples(count=8)},
-        **saving(scope, rho=0.5, **(trainer_class or {})),
-    )
-    observer = Observer()
-    trainer.add_callback(observer)
-    trainer.train()
-    all_ranks_here()
-    kinds = {event["event"] for event in observer.events}
+    """Train with rho > 0; name the events that saw other weights than a finished step left."""
+    settings = saving(scope, rho=0.5, **(trainer_class or {}))
+    trainer, events = observed("batch_norm", folder, **settings)
+    kinds = {event["event"] for event in events}
     assert {"on_substep_end", "on_prediction_step", "on_save", "on_pre_optimizer_step"} <= kinds
     wrong, current = [], ""
-    for event in observer.events:
+    for event in events:
         if event["event"] in ("on_init_end", "on_train_begin", "on_step_end"):
             current = event["trainable"]
         elif event["event"] == "on_optimizer_step":
@@ -116,7 +115,7 @@ def events_that_saw_other_weights(
     for step in range(1, 9):
         saved = build("batch_norm", seed=9)
         trainer._load_from_checkpoint(str(folder / f"checkpoint-{step}"), saved)
-        ends = [e for e in observer.events if e["event"] == "on_step_end" and e["step"] == step]
+        ends = [e for e in events if e["event"] == "on_step_end" and e["step"] == step]
         if fingerprint(saved, "parameters") != ends[0]["trainable"]:  # buffers are each rank's own
             wrong.append(f"checkpoint {step}")
     return wrong
@@ -141,25 +140,15 @@ def resumed_differs(scope: str, folder: Path, *, at: int = 4) -> list[str]:
     return [name for name, value in found[0].items() if value != found[1][name]]
 
 
-class Kill(TrainerCallback):
-    """Stands for the machine: ends the process in the given training forward pass."""
+def train_until_killed(scope: str, folder: Path, forward: int) -> None:
+    """End the process in the given forward pass, as a failing machine does."""
+    model, passes = build(DROPOUT), count(1)
 
-    def __init__(self, model: torch.nn.Module, forward: int) -> None:
-        self.left = forward
-        model.register_forward_pre_hook(lambda *_: self.strike())
-
-    def strike(self) -> None:
-        import os
-        import signal
-
-        self.left -= 1
-        if self.left == 0:
+    def strike(*_: Any) -> None:
+        if next(passes) == forward:
             os.kill(os.getpid(), signal.SIGKILL)
 
-
-def train_until_killed(scope: str, folder: Path, forward: int) -> None:
-    model = build(DROPOUT)
-    Kill(model, forward)
+    model.register_forward_pre_hook(strike)
     make_trainer(model, folder, **saving(scope)).train()
 
 
@@ -200,16 +189,6 @@ def global_weights(
     trainer.train()
     assert trainer.state.global_step == 12
     return oracles.flat_weights(trainer.accelerator.unwrap_model(trainer.model)).tolist()
-
-
-class Draws(TrainerCallback):
-    """Remembers torch's random state when each step begins: data loading draws in between."""
-
-    def __init__(self) -> None:
-        self.states: list[Tensor] = []
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.states.append(torch.get_rng_state())
 
 
 def error_to_the_equations(name: str, scope: str, accumulation: int) -> float:

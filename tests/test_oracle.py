@@ -9,9 +9,9 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import MODELS, Recorder, build, make_trainer
+from cases import MODELS, Draws, Recorder, build, make_trainer
 from torch import Tensor
-from transformers import PreTrainedConfig, Trainer, TrainerCallback
+from transformers import PreTrainedConfig, Trainer
 
 from hf_sam import SAMMixin, SAMTrainer
 
@@ -47,16 +47,6 @@ def oracle_weights(
     return w
 
 
-class DrawsAtSteps(TrainerCallback):
-    """Remembers torch's random state when each step begins: data loading draws in between."""
-
-    def __init__(self) -> None:
-        self.states: list[Tensor] = []
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.states.append(torch.get_rng_state())
-
-
 def errors(
     model: torch.nn.Module,
     tmp_path: Path,
@@ -71,7 +61,7 @@ def errors(
     """Train with SAMTrainer and by the oracle; largest and mean error over the largest weight."""
     sam = {"rho": 0.05} if sam is None else sam
     reference = copy.deepcopy(model).double().train()
-    recorder, draws = Recorder(), DrawsAtSteps()
+    recorder, draws = Recorder(), Draws()
     optim = {"optim": optimizer, "learning_rate": 0.01 if optimizer == "adamw_torch" else LR}
     if "momentum" in optimizer:
         optim = {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": LR}

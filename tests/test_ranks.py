@@ -6,7 +6,8 @@ import pytest
 import ranks
 import scenarios
 import torch
-from rank_suites import DTYPES, OPTIMIZERS
+from cases import OPTIMIZERS
+from rank_suites import DTYPES
 
 from hf_sam.config import ASCENT_SCOPES
 

@@ -7,8 +7,7 @@ import oracles
 import pytest
 import ranks
 import torch
-from cases import build, llama, make_trainer, texts
-from rank_suites import OPTIMIZERS
+from cases import OPTIMIZERS, build, llama, make_trainer, texts
 from sharded import PERTURBATIONS, odd_model
 from torch import nn
 from transformers import LlamaForCausalLM
