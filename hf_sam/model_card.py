@@ -1,14 +1,17 @@
 """Model cards that say how a model was trained with SAM, and what came of it."""
 
+import json
 import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 from transformers import TrainingArguments
@@ -33,8 +36,8 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """What a card says of one run beyond its arguments."""
+class RunRecord:
+    """One finished run: all that cards, tables and plots say of it comes from here."""
 
     dataset: str
     dataset_id: str | None  # on the Hub
@@ -46,54 +49,90 @@ class RunFacts:
     base_model: str | None  # its id on the Hub
     timm: bool  # whether timm loads the saved folder
     report: str  # which weights were loaded
-    command: Sequence[str]  # the words of the command line
+    command: str  # without tokens
+    seed: int
+    hyperparameters: Mapping[str, Any]
+    sam: Mapping[str, Any] | None  # the fields of SAMArguments; None: trained without
     metrics: Mapping[str, float]
+    gradient_evaluations: int  # forward-backward passes over an effective batch
+    seconds: float  # wall time of training
+    hardware: str
+    versions: Mapping[str, str]  # of Python and of the packages
+    date: str  # of the end of training, year-month-day
     remarks: Sequence[str] = ()  # what a reader of the results must know
 
+    def write(self, path: Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        write_json(path, asdict(self))
 
-def write_run_card(path: Path, facts: RunFacts, args: TrainingArguments) -> None:
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write values as JSON, whole or not at all: a file that is there is complete."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.replace(path)
+
+
+def settings_of(args: TrainingArguments) -> dict[str, Any]:
+    """Collect what a `RunRecord` says of the arguments, the machine and the packages."""
+    sam = args if isinstance(args, SAMArguments) and args.rho > 0 else None
+    on_gpu = args.device.type == "cuda"
+    return {
+        "seed": args.seed,
+        "hyperparameters": {name: _plain(getattr(args, name)) for name in HYPERPARAMETERS},
+        "sam": sam and {f.name: getattr(sam, f.name) for f in fields(SAMArguments)},
+        "hardware": f"{args.world_size} x {torch.cuda.get_device_name()}"
+        if on_gpu
+        else f"CPU, {args.world_size} x {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in LIBRARIES}},
+        "date": date.today().isoformat(),
+    }
+
+
+def write_run_card(path: Path, record: RunRecord) -> None:
     """Write the card of one fine-tuning run, with metadata that the Hub reads.
 
     Args:
         path: The file to write, usually README.md beside the model.
-        facts: Data, model, command and results.
-        args: Of the run; SAM's settings where it is a `SAMArguments` with `rho` > 0.
+        record: Data, model, command, settings and results.
     """
-    sam = args if isinstance(args, SAMArguments) and args.rho > 0 else None
-    title = f"{facts.base}, {facts.dataset}" + (f", SAM rho {sam.rho:g}" if sam else "")
+    title = f"{record.base}, {record.dataset}"
+    title += f", SAM rho {record.sam['rho']:g}" if record.sam else ""
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=facts.dataset_id or facts.dataset,
-            dataset_name=facts.dataset,
-            dataset_split=facts.eval_split,
+            dataset_type=record.dataset_id or record.dataset,
+            dataset_name=record.dataset,
+            dataset_split=record.eval_split,
             metric_type=name.removeprefix("eval_"),
             metric_name=f"{label}, %",
-            metric_value=round(facts.metrics[name], 3),
+            metric_value=round(record.metrics[name], 3),
         )
         for name, label in METRICS.items()
-        if name in facts.metrics
+        if name in record.metrics
     ]
     data = ModelCardData(
         model_name=title,
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=[*TAGS, *(["timm"] if facts.timm else [])] if sam else None,
-        datasets=[facts.dataset_id] if facts.dataset_id else None,
-        base_model=facts.base_model,
+        tags=[*TAGS, *(["timm"] if record.timm else [])] if record.sam else None,
+        datasets=[record.dataset_id] if record.dataset_id else None,
+        base_model=record.base_model,
         metrics=[result.metric_type for result in results],
         eval_results=results,
     )
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "model_card.md"),
-        **{f.name: getattr(facts, f.name) for f in fields(facts) if f.name != "command"},
+        **asdict(record),
         title=title,
-        command=" ".join(without_tokens(facts.command)),
-        results=results_table(facts.metrics),
-        hyperparameters={name: _plain(getattr(args, name)) for name in HYPERPARAMETERS},
-        versions={"python": platform.python_version(), **{n: version(n) for n in LIBRARIES}},
-        sam_section=sam_section(sam) if sam else "Trained without SAM (rho = 0).",
+        results=results_table(record.metrics),
+        sam_section=sam_section(record.sam) if record.sam else "Trained without SAM (rho = 0).",
     )
     card.save(path)
 
@@ -129,16 +168,15 @@ def without_tokens(words: Sequence[str]) -> list[str]:
     return shown
 
 
-def sam_section(sam: SAMArguments) -> str:
+def sam_section(settings: Mapping[str, Any]) -> str:
     """Render the section on SAM: what it is, the settings, the citation.
 
     Args:
-        sam: The settings of the run; other fields of the object are left out.
+        settings: The fields of `SAMArguments` of the run.
 
     Returns:
         Markdown, from a second-level heading on.
     """
-    settings = {f.name: getattr(sam, f.name) for f in fields(SAMArguments)}
     return Template((TEMPLATES / "sam_section.md").read_text()).render(settings=settings)
 
 
@@ -155,7 +193,7 @@ def add_sam_to_card(path: Path, sam: SAMArguments) -> None:
     card = ModelCard.load(path)
     tags = card.data.tags or []
     card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    card.text += "\n" + sam_section(sam)
+    card.text += "\n" + sam_section({f.name: getattr(sam, f.name) for f in fields(SAMArguments)})
     card.save(path)
 
 

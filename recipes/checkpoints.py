@@ -11,7 +11,7 @@ from transformers.utils import logging
 from hf_sam import SAMConfig
 
 logger = logging.get_logger("finetune")
-OUTPUTS = ("all_results.json", "config.json", "model.safetensors", "README.md")
+OUTPUTS = ("run.json", "all_results.json", "config.json", "model.safetensors", "README.md")
 
 
 def find_checkpoint(args: SAMConfig) -> str | None:
@@ -33,7 +33,7 @@ def find_checkpoint(args: SAMConfig) -> str | None:
                 "pass `--resume_from_checkpoint last` to go on with it, or another `--output_dir`."
             )
         return None
-    checkpoint = _last_complete(output_dir) if wanted in ("last", "True", "true") else Path(wanted)
+    checkpoint = last_complete(output_dir) if wanted in ("last", "True", "true") else Path(wanted)
     if checkpoint is None:
         raise ValueError(
             f"`--resume_from_checkpoint {wanted}` needs a checkpoint in {str(output_dir)!r}, "
@@ -48,7 +48,8 @@ def find_checkpoint(args: SAMConfig) -> str | None:
     longer = args.num_train_epochs > state["num_train_epochs"]
     if args.max_steps > 0:
         longer = args.max_steps > state["max_steps"]
-    if state["global_step"] >= state["max_steps"] and not longer:
+    is_whole = state["global_step"] >= state["max_steps"] and not longer
+    if is_whole and (output_dir / "run.json").exists():  # else it ended before its evaluation
         raise ValueError(
             f"the run in {str(output_dir)!r} has ended, at step {state['global_step']}: train it "
             "for longer (`--num_train_epochs`), or pass another `--output_dir` for a new run."
@@ -57,7 +58,7 @@ def find_checkpoint(args: SAMConfig) -> str | None:
     return str(checkpoint)
 
 
-def _last_complete(output_dir: Path) -> Path | None:
+def last_complete(output_dir: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end: the state is written last."""
     numbered = [p for p in output_dir.glob("checkpoint-*") if p.name.split("-")[-1].isdigit()]
     for checkpoint in sorted(numbered, key=lambda p: int(p.name.split("-")[-1]), reverse=True):

@@ -5,7 +5,7 @@ accelerate launch recipes/finetune.py --dataset oxford_pets --rho 0.05
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,20 @@ import torch
 from checkpoints import find_checkpoint, require_fitting
 from loading import load_splits, model_source, task_of
 from options import DataOptions, ModelOptions, parse_options
+from stopwatch import Stopwatch
 from tasks import Task
 from transformers import set_seed
 from transformers.utils import logging
 
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.metrics import compute_metrics, rank_classes
-from hf_sam.model_card import RunFacts, results_table, write_run_card
+from hf_sam.model_card import (
+    RunRecord,
+    results_table,
+    settings_of,
+    without_tokens,
+    write_run_card,
+)
 from hf_sam.vision import (
     BadImageError,
     Classifier,
@@ -48,33 +55,50 @@ class Run:
     checkpoint: str | None
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+class RecipeError(Exception):
+    """What the user can mend: said in one message, without a traceback."""
+
+
+def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
     """Run the recipe and return its metrics; bad input ends in one message and exit status 1."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return train(sys.argv[1:] if argv is None else argv).metrics
+    except RecipeError as error:
+        sys.exit(f"finetune.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(
+            "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last "
+            "checkpoint in the output folder, if there is one."
+        )
+
+
+def train(argv: Sequence[str]) -> RunRecord:
+    """Fine-tune as the words of a command line say, and save model, record and card.
+
+    Raises:
+        RecipeError: For input that does not do.
+    """
     try:
         data, model, args = parse_options(argv)
         run = load(data, model, args)
         trainer = build_trainer(data, args, run)
     except (ImportError, ValueError) as error:
-        sys.exit(f"finetune.py: {error}")
+        raise RecipeError(str(error)) from error
     try:
         train_metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
         metrics = {**train_metrics, **trainer.evaluate()}
     except BadImageError as error:
-        sys.exit(f"finetune.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(
-            "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last "
-            f"checkpoint in {args.output_dir}, if there is one."
-        )
+        raise RecipeError(str(error)) from error
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
+    record = describe(argv, data, run, trainer, metrics)
     if trainer.is_world_process_zero():
-        facts = describe(argv, data, run, metrics)
-        write_run_card(Path(args.output_dir) / "README.md", facts, args)
+        output_dir = Path(args.output_dir)
+        write_run_card(output_dir / "README.md", record)
+        record.write(output_dir / "run.json")  # the last: where it is, the run has ended
         print(f"\n{results_table(metrics)}\n\nmodel, metrics and card: {args.output_dir}")
-    return metrics
+    return record
 
 
 def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
@@ -115,6 +139,8 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         crop_scale=run.task.crop_scale,
         horizontal_flip=run.task.horizontal_flip,
         auto_augment=data.auto_augment,
+        crop_padding=data.crop_padding,
+        cutout=data.cutout,
     )
     train_dataset = ImageDataset(
         run.splits.train,
@@ -123,6 +149,7 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         seed=args.seed if args.data_seed is None else args.data_seed,
         mixup=data.mixup,
         classes=len(run.splits.label_names),
+        cache=data.cache_images,
     )
     eval_dataset = ImageDataset(run.splits.eval, eval_transform, split=run.splits.eval_split)
     soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
@@ -135,21 +162,27 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=rank_classes,
         compute_loss_func=soft_loss if data.mixup > 0 else None,
-        callbacks=[EpochOfData(train_dataset)],
+        callbacks=[EpochOfData(train_dataset), Stopwatch()],
     )
 
 
 def describe(
-    argv: Sequence[str], data: DataOptions, run: Run, metrics: dict[str, float]
-) -> RunFacts:
-    """Collect what the model card says beyond the arguments."""
-    source = run.source
+    argv: Sequence[str],
+    data: DataOptions,
+    run: Run,
+    trainer: SAMTrainer,
+    metrics: Mapping[str, float],
+) -> RunRecord:
+    """Collect all that is said of a finished run."""
+    source, args = run.source, trainer.args
     local = Path(source.name).exists()
     base = Path(source.name).name
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
     launcher = ["accelerate", "launch"] if launched else ["python"]
     is_hub = source.own_weights and not local
-    return RunFacts(
+    callbacks = trainer.callback_handler.callbacks  # resuming replaces the one that was passed
+    stopwatch = next(c for c in callbacks if isinstance(c, Stopwatch))
+    return RunRecord(
         dataset=data.dataset or (Path(data.data_dir).name if data.data_dir else "digits"),
         dataset_id=None if data.data_dir else run.task.hub_id,
         train_examples=len(run.splits.train),
@@ -160,10 +193,25 @@ def describe(
         base_model=(source.name if "/" in source.name else f"timm/{base}") if is_hub else None,
         timm=run.classifier.processor is None,
         report=str(run.classifier.report),
-        command=[*launcher, "recipes/finetune.py", *argv],
+        command=" ".join(without_tokens([*launcher, "recipes/finetune.py", *_told(argv)])),
         metrics=metrics,
+        gradient_evaluations=trainer.state.global_step * (2 if args.rho > 0 else 1),
+        seconds=round(stopwatch.seconds, 1),
         remarks=[str(remark) for remark in (run.task.paper, run.task.limits) if remark],
+        **settings_of(args),
     )
+
+
+def _told(argv: Sequence[str]) -> list[str]:
+    """Return the words without the resuming, which does not belong to what was trained."""
+    words = iter(argv)
+    return [
+        word
+        for word in words
+        if not (
+            word.startswith("--resume_from_checkpoint") and ("=" in word or next(words, "") != "")
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from hf_sam.vision import (
     load_local,
     select_split,
     with_class_labels,
+    with_label_noise,
 )
 
 logger = logging.get_logger("finetune")
@@ -68,10 +69,19 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     if options.skip_bad_images:
         train = _without_bad_images(train, task.train_split)
         evaluation = _without_bad_images(evaluation, eval_split)
+    train = _sample(train, options.max_train_samples, seed)
+    if options.label_noise:
+        train = with_label_noise(
+            train, options.label_noise, classes=len(splits.label_names), seed=seed
+        )
+    if options.holdout is not None:
+        train, evaluation = _hold_out(train, options.holdout, seed)
+        eval_split = f"{task.train_split} (held out)"
     return dataclasses.replace(
         splits,
-        train=_sample(train, options.max_train_samples, seed),
+        train=train,
         eval=_sample(evaluation, options.max_eval_samples, seed),
+        eval_split=eval_split,
     )
 
 
@@ -112,6 +122,15 @@ def _without_bad_images(rows: datasets.Dataset, split: str) -> datasets.Dataset:
         + (f": {', '.join(map(str, bad[:10]))}" if bad else "")
     )
     return good
+
+
+def _hold_out(
+    rows: datasets.Dataset, share: float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    if round(share * len(rows)) in (0, len(rows)):
+        raise ValueError(f"`holdout` {share} of {len(rows)} images must leave some in both parts.")
+    parts = rows.train_test_split(test_size=round(share * len(rows)), seed=seed)
+    return parts["train"], parts["test"]
 
 
 def _sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:

@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "logging_steps": 10,
+    "restore_callback_states_from_checkpoint": True,  # the stopwatch
     "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
@@ -77,12 +78,28 @@ class DataOptions:
         "Probability that a training image is mirrored. Unset, it is 0.5 (digits: 0)."
     )
     auto_augment: str | None = option(
-        "timm's name of an augmentation policy: original for AutoAugment, rand-m9-mstd0.5 for "
-        "RandAugment."
+        "An augmentation policy: cifar10 for AutoAugment's of that data set, or timm's name of "
+        "one: original for AutoAugment's of ImageNet, rand-m9-mstd0.5 for RandAugment."
+    )
+    crop_padding: int | None = option(
+        "Pad by this many pixels and crop to the image size, in place of the resized crop: 4 is "
+        "usual for CIFAR from scratch."
+    )
+    cutout: int | None = option(
+        "Blank a square of this many pixels a side in each training image: 16 is usual for "
+        "CIFAR-10."
     )
     mixup: float = option(
         "Mix pairs of images with a weight from Beta(mixup, mixup); 0 is off.", 0.0
     )
+    label_noise: float = option(
+        "Give this share of the training images another label, drawn uniformly and by --seed.", 0.0
+    )
+    holdout: float | None = option(
+        "Measure on this share of the training images, held out of training by --seed, and leave "
+        "the evaluation split alone: for choosing settings. The paper holds out 0.1."
+    )
+    cache_images: bool = option("Decode each image once and keep it in memory.", False)
 
     def __post_init__(self) -> None:
         """Check what needs no data."""
@@ -107,6 +124,55 @@ class DataOptions:
             raise ValueError(f"`horizontal_flip` must be in [0, 1], got {self.horizontal_flip}.")
         if not (math.isfinite(self.mixup) and self.mixup >= 0):
             raise ValueError(f"`mixup` must be >= 0, got {self.mixup}: 0 is off, 0.2 usual.")
+        if not 0 <= self.label_noise <= 1:
+            raise ValueError(f"`label_noise` must be in [0, 1], got {self.label_noise}.")
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise ValueError(f"`holdout` must be a share, 0 < holdout < 1, got {self.holdout}.")
+        for name in ("crop_padding", "cutout"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {value}: leave it out for none.")
+        if self.crop_padding and self.crop_scale:
+            raise ValueError("`crop_padding` and `crop_scale` exclude each other: leave one out.")
+
+
+@dataclass
+class BatchOptions:
+    """How many images a step takes, and how many share one perturbation."""
+
+    batch_size: int | None = option(
+        "Images of one optimizer step, over all devices; sets the accumulation that makes it so. "
+        "Unset, it is what the Trainer's own options make it."
+    )
+    m: int | None = option(
+        "m of m-sharpness: images that share one perturbation, which is a device's micro-batch "
+        "(--per_device_train_batch_size). The images of a step stay as many as without it."
+    )
+
+    def apply(self, args: SAMConfig) -> None:
+        """Set micro-batch and accumulation.
+
+        Raises:
+            ValueError: If the batch is not a whole number of micro-batches on each device.
+        """
+        micro_batch = self.m or args.per_device_train_batch_size
+        accumulation = args.gradient_accumulation_steps
+        if self.batch_size is not None and accumulation != 1:
+            raise ValueError(
+                "`batch_size` and `gradient_accumulation_steps` exclude each other: leave one out."
+            )
+        if self.m is not None and args.ascent_scope not in (None, "micro_batch"):
+            raise ValueError(
+                f"`m` goes with `ascent_scope` micro_batch, got {args.ascent_scope}: leave one out."
+            )
+        batch = self.batch_size or args.per_device_train_batch_size * accumulation * args.world_size
+        if min(batch, micro_batch) < 1 or batch % (micro_batch * args.world_size):
+            raise ValueError(
+                f"`batch_size` must be a multiple of {micro_batch} images on each of "
+                f"{args.world_size} devices, got {batch}: change `per_device_train_batch_size` "
+                "or `m`."
+            )
+        args.per_device_train_batch_size = micro_batch
+        args.gradient_accumulation_steps = batch // (micro_batch * args.world_size)
 
 
 @dataclass
@@ -175,7 +241,7 @@ def parse_options(
         ValueError: Saying rule, value and remedy.
     """
     parser = HfArgumentParser(
-        (DataOptions, ModelOptions, SAMConfig),
+        (DataOptions, ModelOptions, BatchOptions, SAMConfig),
         description="Fine-tune an image classifier with Sharpness-Aware Minimization.",
         prog="finetune.py",
         usage="finetune.py [--config FILE.yaml] [--option value ...]",
@@ -196,7 +262,9 @@ def parse_options(
         parser.set_defaults(output_dir=f"runs/{data_name}-rho{first.rho:g}")
     if (first.metric_for_best_model or "").endswith("error") and first.greater_is_better is None:
         parser.set_defaults(greater_is_better=False)  # the Trainer takes more to be better
-    data, model, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    data, model, batch, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if batch != BatchOptions():
+        batch.apply(args)
     if args.dataloader_drop_last:
         raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
     if args.push_to_hub:

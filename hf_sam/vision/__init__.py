@@ -9,6 +9,7 @@ from .data import (
     load_local,
     select_split,
     with_class_labels,
+    with_label_noise,
 )
 from .dataset import BadImageError, EpochOfData, ImageDataset, drop_bad_images
 from .models import load_classifier
@@ -34,4 +35,5 @@ __all__ = [
     "select_split",
     "soft_cross_entropy",
     "with_class_labels",
+    "with_label_noise",
 ]

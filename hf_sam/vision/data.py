@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 from datasets import ClassLabel, DatasetDict, Image, Value
 from PIL.Image import fromarray
 
@@ -218,6 +219,27 @@ def with_class_labels(
         label_names=[str(name) for name in classes],
         eval_split=eval_split,
     )
+
+
+def with_label_noise(
+    rows: datasets.Dataset, share: float, *, classes: int, seed: int
+) -> datasets.Dataset:
+    """Replace labels by other ones, symmetrically (section 3.3 of arXiv 2010.01412).
+
+    Args:
+        rows: As `Splits` has them.
+        share: Of the rows whose label is replaced, in [0, 1]; which ones is drawn at random.
+        classes: Each of the other classes - 1 labels is equally likely.
+        seed: Of both draws.
+
+    Returns:
+        The rows with `label` changed.
+    """
+    random = np.random.default_rng(seed)
+    labels = np.asarray(rows["label"])
+    replaced = random.permutation(len(labels))[: round(share * len(labels))]
+    labels[replaced] = (labels[replaced] + random.integers(1, classes, len(replaced))) % classes
+    return rows.remove_columns("label").add_column("label", labels.tolist())
 
 
 def _labels(rows: datasets.Dataset, column: str) -> list[str | int | None]:

@@ -38,6 +38,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         seed: int = 0,
         mixup: float = 0.0,
         classes: int = 0,
+        cache: bool = False,
     ) -> None:
         """Wrap rows as `Splits` has them.
 
@@ -49,6 +50,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
             mixup: If > 0, each image and its label are mixed with those of another example, by a
                 weight from Beta(mixup, mixup) (arXiv 1710.09412).
             classes: Number of classes, for mixed labels.
+            cache: Keep every image in memory once it is decoded (in each worker process).
         """
         self.rows = rows.cast_column("image", Image(decode=False))
         self.transform = transform
@@ -56,6 +58,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.seed = seed
         self.mixup = mixup
         self.classes = classes
+        self.decoded: dict[int, PILImage] | None = {} if cache else None
+        self.labels: list[int] = list(rows["label"])
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
 
     def __len__(self) -> int:
@@ -80,9 +84,16 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
             return {"pixel_values": weight * image + (1 - weight) * other_image, "labels": labels}
 
     def _example(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self._image(index)), self.labels[index]
+
+    def _image(self, index: int) -> PILImage:
+        if self.decoded is not None and index in self.decoded:
+            return self.decoded[index]
         row = self.rows[index]
         image = _decode(row["image"], row["index"], self.split)
-        return self.transform(image), row["label"]
+        if self.decoded is not None:
+            self.decoded[index] = image
+        return image
 
 
 class EpochOfData(TrainerCallback):

@@ -1,14 +1,18 @@
 """From an image to what the network sees, by timm's transforms."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.data import create_transform
 from torch import Tensor
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Compose, RandomCrop
 
 from .dataset import Transform
+
+POLICIES = ("original", "v0", "3a", "rand", "augmix")  # timm's, by the start of their names
 
 
 def build_transforms(
@@ -17,6 +21,8 @@ def build_transforms(
     crop_scale: tuple[float, float] = (0.08, 1.0),
     horizontal_flip: float = 0.5,
     auto_augment: str | None = None,
+    crop_padding: int | None = None,
+    cutout: int | None = None,
 ) -> tuple[Transform, Transform]:
     """Build the training and the evaluation transform from a model's own data config.
 
@@ -26,30 +32,61 @@ def build_transforms(
         crop_scale: Share of the image's area that a random resized crop covers, least and most;
             the sides' ratio is 3/4 to 4/3. The default is the ImageNet preprocessing of the paper.
         horizontal_flip: Probability of a flip.
-        auto_augment: timm's name of a policy: `original` for AutoAugment, `rand-m9-mstd0.5` for
-            RandAugment.
+        auto_augment: A policy: `cifar10` (arXiv 1805.09501, of that data set), or timm's name of
+            one: `original` for ImageNet's AutoAugment, `rand-m9-mstd0.5` for RandAugment.
+        crop_padding: Pad by this many pixels and crop to `input_size`, in place of the resized
+            crop; `crop_scale` is not used then.
+        cutout: Side in pixels of a square that is blanked after all else (arXiv 1708.04552).
 
     Returns:
-        Random resized crop, flip and policy; and resize and centre crop. Both normalise.
+        Crop, flip, policy and cutout; and resize and centre crop. Both normalise.
     """
     shared = {k: data_config[k] for k in ("input_size", "mean", "std", "interpolation")}
-    policies = ("original", "v0", "3a", "rand", "augmix")
-    if auto_augment is not None and not auto_augment.startswith(policies):
+    is_cifar = auto_augment == "cifar10"
+    if not (auto_augment is None or is_cifar or auto_augment.startswith(POLICIES)):
         raise ValueError(
-            f"`auto_augment` must be a policy of timm ({', '.join(policies)}), got "
+            f"`auto_augment` must be cifar10 or a policy of timm ({', '.join(POLICIES)}), got "
             f"{auto_augment!r}: rand-m9-mstd0.5 is usual."
         )
-    train = create_transform(
+    crop_and_flip, augment, to_tensor = create_transform(
         **shared,
         is_training=True,
         scale=crop_scale,
         hflip=horizontal_flip,
-        auto_augment=auto_augment,
+        auto_augment=None if is_cifar else auto_augment,
         color_jitter=None,
+        separate=True,
     )
-    return train, create_transform(
+    if crop_padding is not None:
+        size = data_config["input_size"][1:]
+        crop_and_flip.transforms[0] = RandomCrop(size, padding=crop_padding, pad_if_needed=True)
+    if is_cifar:
+        augment = AutoAugment(AutoAugmentPolicy.CIFAR10)
+    stages = [crop_and_flip, augment, to_tensor]
+    if cutout is not None:
+        stages.append(partial(blank_square, side=cutout))
+    return Compose(stages), create_transform(
         **shared, crop_pct=data_config["crop_pct"], crop_mode=data_config["crop_mode"]
     )
+
+
+def blank_square(image: Tensor, *, side: int) -> Tensor:
+    """Set a square to 0, the mean; its centre is drawn in the image, so a part may fall outside.
+
+    Args:
+        image: (3, height, width), normalised.
+        side: In pixels.
+
+    Returns:
+        A copy with the square blanked (arXiv 1708.04552, section 3.2).
+    """
+    rows, columns = (
+        slice(max(centre - side // 2, 0), centre - side // 2 + side)
+        for centre in (int(torch.randint(length, ())) for length in image.shape[1:])
+    )
+    image = image.clone()
+    image[:, rows, columns] = 0
+    return image
 
 
 def soft_cross_entropy(

@@ -1,0 +1,144 @@
+"""Compare SAM with the base optimizer over seeds, at the same number of gradient evaluations too.
+
+python recipes/compare.py --dataset oxford_pets --seeds 5 --sweep rho=0.02,0.05,0.1,0.2
+"""
+
+import gc
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from checkpoints import last_complete
+from comparison import METRIC, Comparison, Result, Trial, comparison_table
+from finetune import RecipeError, train
+from plan import Plan, parse_plan
+
+from hf_sam.model_card import RunRecord, without_tokens, write_json
+
+HELD_OUT = "0.1"  # of the training images, as in section 3.1 of arXiv 2010.01412
+
+
+def main(argv: Sequence[str] | None = None) -> Comparison:
+    """Run the plan to its end and return what came of it."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = " ".join(without_tokens(["python", "recipes/compare.py", *argv]))
+    try:
+        return compare(parse_plan(argv), command)
+    except (RecipeError, ValueError) as error:
+        sys.exit(f"compare.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("compare.py: interrupted; the same command goes on where it stopped.")
+
+
+def compare(plan: Plan, command: str) -> Comparison:
+    """Choose each arm's settings, train every seed, and write what came of it after each seed."""
+    progress = Progress(plan)
+    trials = [
+        progress.trial(arm.name, {**arm.options, **point})
+        for arm in plan.arms
+        for point in plan.trials(arm)
+    ]
+    settings: dict[str, Mapping[str, str]] = {arm.name: arm.options for arm in plan.arms}
+    for trial in sorted(trials, key=lambda trial: trial.held_out_error, reverse=True):
+        settings[trial.arm] = trial.settings  # the best one comes last
+    published = next((n for n, s in settings.items() if plan.has_sam(s)), plan.arms[0].name)
+    results: list[Result] = []
+    for seed in plan.seeds:
+        results += [progress.result(name, seed, chosen) for name, chosen in settings.items()]
+        shown = RunRecord.read(plan.output_dir / f"{published}-seed{plan.seeds[0]}" / "run.json")
+        comparison = Comparison(command, shown, published, trials, results)
+        if PartialState().is_main_process:
+            comparison.write(plan.output_dir / "comparison.json")
+            print(f"\n{comparison_table(comparison)}\n", flush=True)
+    return comparison
+
+
+class Progress:
+    """Runs what is not finished, and says how far the whole plan is."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Count the runs and their cost."""
+        self.plan = plan
+        trials = [{**arm.options, **point} for arm in plan.arms for point in plan.trials(arm)]
+        runs = [*trials, *(arm.options for arm in plan.arms for _ in plan.seeds)]
+        self.left = sum(plan.cost(options) for options in runs)  # as Plan.cost
+        self.runs, self.count = len(runs), 0
+        self.seconds, self.spent = 0.0, 0.0  # of the runs that this process has trained; as left
+
+    def trial(self, arm: str, settings: Mapping[str, str]) -> Trial:
+        """Train on nine tenths of the training images and measure on the tenth."""
+        seed = self.plan.seeds[0]
+        name = "-".join([arm, *(f"{option}={value}" for option, value in settings.items())])
+        options = {**settings, "holdout": HELD_OUT, "seed": str(seed)}
+        record = self.run(name, options, self.plan.output_dir / "sweep" / name)
+        return Trial(arm, settings, record.metrics[METRIC], seed)
+
+    def result(self, arm: str, seed: int, settings: Mapping[str, str]) -> Result:
+        """Train on all training images and measure on the evaluation split."""
+        name = f"{arm}-seed{seed}"
+        options = {**settings, "seed": str(seed)}
+        record = self.run(name, options, self.plan.output_dir / name)
+        cost = record.gradient_evaluations, record.seconds
+        return Result(arm, seed, settings, record.metrics, *cost)
+
+    def run(self, name: str, options: Mapping[str, str], folder: Path) -> RunRecord:
+        """Train one run of the plan to its end, unless it has got there already."""
+        words = [*self.plan.common, *(f"--{option}={value}" for option, value in options.items())]
+        cost, began = self.plan.cost(options), time.monotonic()
+        self.count += 1
+        label = f"[{self.count}/{self.runs}] {name}"
+        if is_new := not is_finished(words, folder):
+            print(f"\n{label}: {folder}", flush=True)
+            finish(words, folder)
+            self.seconds += time.monotonic() - began
+            self.spent += cost
+        self.left -= cost
+        record = RunRecord.read(folder / "run.json")
+        took = f"{(time.monotonic() - began) / 60:.1f} min" if is_new else "finished before"
+        left = f"{self.left * self.seconds / self.spent / 60:.0f}" if self.spent else "?"
+        print(f"{label}: {record.metrics[METRIC]:.2f} % error, {took}; {left} min left", flush=True)
+        return record
+
+
+def is_finished(words: Sequence[str], folder: Path) -> bool:
+    """Whether the run of these options in this folder has ended.
+
+    Raises:
+        ValueError: If the folder holds a run with other options.
+    """
+    began = folder / "options.json"
+    shown = without_tokens(words)
+    if began.exists() and json.loads(began.read_text()) != shown:
+        raise ValueError(
+            f"{str(folder)!r} holds a run with other options: pass another `--output_dir`, or "
+            "remove that folder."
+        )
+    return (folder / "run.json").exists()
+
+
+def finish(words: Sequence[str], folder: Path) -> None:
+    """Train a run to its end, from its last checkpoint if there is one."""
+    state = PartialState()
+    resumed = folder.exists() and last_complete(folder) is not None
+    if state.is_main_process:
+        if not resumed:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "options.json", without_tokens(words))
+    state.wait_for_everyone()
+    torch.compiler.reset()  # or the next model counts as the last one's recompilation
+    train([*words, f"--output_dir={folder}"] + ["--resume_from_checkpoint=last"] * resumed)
+    if state.is_main_process:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    state.wait_for_everyone()
+    gc.collect()
+
+
+if __name__ == "__main__":
+    main()

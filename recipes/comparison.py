@@ -1,0 +1,143 @@
+"""What came of a comparison: every run, and mean, interval and paired differences over seeds."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Self
+
+from scipy.stats import t
+
+from hf_sam.model_card import RunRecord, write_json
+
+METRIC = "eval_top1_error"  # in percent: what arms are chosen by and compared in
+BASELINES = ("base", "base_2x")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run of an arm."""
+
+    arm: str
+    seed: int
+    settings: Mapping[str, str]  # the options in which the arm differs from the common ones
+    metrics: Mapping[str, float]
+    gradient_evaluations: int  # forward-backward passes over an effective batch
+    seconds: float  # wall time of training
+
+    @property
+    def error(self) -> float:
+        """Top-1 error in percent."""
+        return self.metrics[METRIC]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the grid that an arm's settings were chosen from."""
+
+    arm: str
+    settings: Mapping[str, str]
+    held_out_error: float  # top-1 error in percent on a tenth of the training images
+    seed: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs of a plan."""
+
+    command: str
+    record: RunRecord  # of the model that is published: data, model, machine, versions
+    published: str  # its arm
+    trials: Sequence[Trial]
+    results: Sequence[Result]
+
+    def write(self, path: Path) -> None:
+        """Write all of it as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote."""
+        values: dict[str, Any] = json.loads(path.read_text())
+        values["record"] = RunRecord(**values["record"])
+        values["trials"] = [Trial(**trial) for trial in values["trials"]]
+        values["results"] = [Result(**result) for result in values["results"]]
+        return cls(**values)
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms, in the order of the plan."""
+        return list(dict.fromkeys(result.arm for result in self.results))
+
+    def of(self, arm: str) -> list[Result]:
+        """Return the runs of an arm, by seed."""
+        return sorted((r for r in self.results if r.arm == arm), key=lambda r: r.seed)
+
+    def differences(self, arm: str, baseline: str) -> list[float]:
+        """Return the arm's error minus the baseline's, for each seed that both have run."""
+        reference = {result.seed: result.error for result in self.of(baseline)}
+        return [r.error - reference[r.seed] for r in self.of(arm) if r.seed in reference]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % confidence interval, by Student's t over n runs."""
+
+    mean: float
+    half_width: float  # nan for a single run
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Estimate it from independent values, one or more."""
+        n = len(values)
+        if n == 1:
+            return cls(values[0], math.nan, 1)
+        quantile = float(t.ppf(0.975, n - 1))
+        return cls(mean(values), quantile * stdev(values) / math.sqrt(n), n)
+
+    def __str__(self) -> str:
+        """Say it as 35.71 ± 0.42; the mean alone for a single run."""
+        spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:.2f}"
+        return f"{self.mean:.2f}{spread}"
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Render one row an arm: error, paired differences, cost and number of seeds."""
+    baselines = [name for name in BASELINES if name in comparison.arms]
+    titles = ["arm", "settings", "top-1 error, %", *(f"minus `{name}`" for name in baselines)]
+    titles += ["gradient evaluations", "minutes", "seeds"]
+    rows = [titles, ["---"] * len(titles)]
+    for arm in comparison.arms:
+        results = comparison.of(arm)
+        settings = ", ".join(f"{name} {value}" for name, value in results[0].settings.items())
+        rows.append(
+            [
+                f"`{arm}`",
+                settings or "-",
+                str(Interval.of([result.error for result in results])),
+                *(_difference(comparison, arm, baseline) for baseline in baselines),
+                f"{mean(result.gradient_evaluations for result in results):,.0f}",
+                f"{mean(result.seconds for result in results) / 60:.1f}",
+                str(len(results)),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _difference(comparison: Comparison, arm: str, baseline: str) -> str:
+    paired = [] if arm == baseline else comparison.differences(arm, baseline)
+    return str(Interval.of(paired)) if paired else "-"
+
+
+def trials_table(comparison: Comparison) -> str:
+    """Render the grid: one row a trial, the chosen one of each arm marked."""
+    chosen = {result.arm: result.settings for result in comparison.results}
+    rows = [["arm", "settings", "error on held-out training images, %", ""], ["---"] * 4]
+    for trial in comparison.trials:
+        settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
+        mark = "chosen" if chosen.get(trial.arm) == trial.settings else ""
+        rows.append([f"`{trial.arm}`", settings, f"{trial.held_out_error:.2f}", mark])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

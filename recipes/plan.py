@@ -1,0 +1,147 @@
+"""What a comparison trains: arms, the grid their settings are chosen from, seeds."""
+
+import dataclasses
+import itertools
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from options import parse_options
+
+from hf_sam import SAMArguments, SAMConfig
+
+HELP = """\
+Each arm is trained with every seed, from the same start, on the same images in the same order:
+
+  base      the base optimizer
+  base_2x   the base optimizer at twice the epochs: as many gradient evaluations as SAM
+  sam       SAM
+
+All other options are those of finetune.py and hold for every arm. Finished runs are skipped, and an
+unfinished one goes on from its last checkpoint: type the same command again.
+"""
+OF_THE_PLAN = ("seed", "holdout", "resume_from_checkpoint")  # options that no run is told by hand
+SAM_FIELDS = {field.name for field in dataclasses.fields(SAMArguments)}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, by the options in which it differs from the common ones."""
+
+    name: str
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asks for."""
+
+    common: Sequence[str]  # words for finetune.py
+    args: SAMConfig  # of the common words
+    arms: Sequence[Arm]
+    grid: Mapping[str, Sequence[str]]  # the values of each option that is swept
+    seeds: Sequence[int]
+    output_dir: Path
+
+    def has_sam(self, options: Mapping[str, str]) -> bool:
+        """Whether a run with these options perturbs at all."""
+        return float(options.get("rho", self.args.rho)) > 0
+
+    def trials(self, arm: Arm) -> list[dict[str, str]]:
+        """Return the points of the grid that concern an arm; none if there is nothing to choose."""
+        names = [name for name in self.grid if name not in arm.options]
+        if not self.has_sam(arm.options):
+            names = [name for name in names if name not in SAM_FIELDS]
+        points = itertools.product(*(self.grid[name] for name in names))
+        return [dict(zip(names, point, strict=True)) for point in points] if names else []
+
+    def cost(self, options: Mapping[str, str]) -> float:
+        """Return a run's gradient evaluations in units of the base optimizer's."""
+        length = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
+        common = float(getattr(self.args, length))
+        return (1 + self.has_sam(options)) * float(options.get(length, common)) / common
+
+
+def parse_plan(argv: Sequence[str]) -> Plan:
+    """Read the plan from the words of a command line.
+
+    Raises:
+        ValueError: Saying rule, value and remedy.
+    """
+    own, common = _parser().parse_known_args(argv)
+    for name in OF_THE_PLAN:
+        if any(word.split("=")[0].lstrip("-").replace("-", "_") == name for word in common):
+            raise ValueError(f"`{name}` is set by the plan, for each run: leave it out.")
+    if own.seeds < 1:
+        raise ValueError(f"`seeds` must be >= 1, got {own.seeds}: 5 is the paper's number.")
+    data, _, args = parse_options([*common, f"--output_dir={own.output_dir or 'runs/compare'}"])
+    if args.rho == 0:
+        raise ValueError("`rho` must be > 0 here: the arms base and base_2x are without SAM.")
+    name = Path(data.dataset or data.data_dir or "digits").name
+    return Plan(
+        common=common,
+        args=args,
+        arms=_arms(own, args),
+        grid=dict(_grid(point) for point in own.sweep),
+        seeds=range(own.first_seed, own.first_seed + own.seeds),
+        output_dir=Path(own.output_dir or f"runs/compare-{name}"),
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "compare.py",
+        usage="compare.py [--seeds N] [--sweep NAME=VALUE,VALUE ...] [--option value ...]",
+        description=HELP,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="Number of seeds, 0 and up.")
+    parser.add_argument("--first_seed", type=int, default=0, help="The first seed.")
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE,VALUE",
+        help="Choose each arm's settings from the grid of these values: by the error of one run "
+        "on a tenth of the training images, which it does not train on.",
+    )
+    parser.add_argument(
+        "--arm",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "OPTION=VALUE"),
+        help="One more arm, with options of its own: --arm asam adaptive=true rho=0.5. The name "
+        "of a standard arm gives that one options.",
+    )
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="Train only these arms.")
+    parser.add_argument("--output_dir", help="Where runs and results go.")
+    return parser
+
+
+def _arms(own: Namespace, args: SAMConfig) -> list[Arm]:
+    twice = {"num_train_epochs": f"{2 * args.num_train_epochs:g}"}
+    if args.max_steps > 0:
+        twice = {"max_steps": str(2 * args.max_steps)}
+    arms: dict[str, dict[str, str]] = {"base": {"rho": "0"}, "base_2x": {"rho": "0"} | twice}
+    arms["sam"] = {}
+    for name, *options in own.arm:
+        arms[name] = arms.get(name, {}) | dict(_option(option) for option in options)
+    wanted = own.arms or list(arms)
+    if unknown := [name for name in wanted if name not in arms]:
+        raise ValueError(f"`arms` must be of {', '.join(arms)}, got {unknown[0]}: see `--arm`.")
+    return [Arm(name, arms[name]) for name in arms if name in wanted]
+
+
+def _grid(point: str) -> tuple[str, list[str]]:
+    name, values = _option(point)
+    return name, values.split(",")
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"settings must be written NAME=VALUE, got {text!r}.")
+    return name, value
