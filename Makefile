@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 STAMP := $(ENV)/.hf_sam-$(shell (pwd; cat pyproject.toml) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test matrix check benchmark clean
+.PHONY: help install demo test matrix cards check benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,10 @@ test: $(STAMP) ## run every test but those marked gpu, slow or external, about 6
 
 matrix: $(STAMP) ## train every combination beside the reference and write docs/compatibility.md
 	$(PYTHON) tests/matrix.py
+
+cards: $(STAMP) ## write cards, plots and the tables of the documents from model_cards/*.json
+	$(PYTHON) recipes/cards.py model_cards/*.json
+	$(PYTHON) tests/test_readme.py
 
 check: $(STAMP) ## lint, format and types
 	$(PYTHON) -m ruff check .

@@ -5,7 +5,7 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +60,10 @@ class RunRecord:
     versions: Mapping[str, str]  # of Python and of the packages
     date: str  # of the end of training, year-month-day
     remarks: Sequence[str] = ()  # what a reader of the results must know
+    data_options: Mapping[str, Any] = field(default_factory=dict)  # crops, augmentation, noise
+    data_license: str | None = None
+    weights_license: str | None = None  # of the base model, as the Hub names it
+    sharpness: float | None = None  # perturbed minus clean loss, the log's last
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""
@@ -94,15 +98,30 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
     }
 
 
-def write_run_card(path: Path, record: RunRecord) -> None:
+def write_run_card(path: Path, record: RunRecord, *, comparison: str | None = None) -> None:
     """Write the card of one fine-tuning run, with metadata that the Hub reads.
 
     Args:
         path: The file to write, usually README.md beside the model.
         record: Data, model, command, settings and results.
+        comparison: The run beside the base optimizer over seeds, as Markdown.
     """
     title = f"{record.base}, {record.dataset}"
     title += f", SAM rho {record.sam['rho']:g}" if record.sam else ""
+    card = ModelCard.from_template(
+        _metadata(record, title),
+        template_path=str(TEMPLATES / "model_card.md"),
+        record=record,
+        title=title,
+        comparison=comparison,
+        settings={**record.hyperparameters, **record.data_options},
+        results=results_table(record.metrics),
+        sam_section=sam_section(record.sam) if record.sam else "Trained without SAM (rho = 0).",
+    )
+    card.save(path)
+
+
+def _metadata(record: RunRecord, title: str) -> ModelCardData:
     results = [
         EvalResult(
             task_type="image-classification",
@@ -116,25 +135,17 @@ def write_run_card(path: Path, record: RunRecord) -> None:
         for name, label in METRICS.items()
         if name in record.metrics
     ]
-    data = ModelCardData(
+    return ModelCardData(
         model_name=title,
+        license=record.weights_license,
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=[*TAGS, *(["timm"] if record.timm else [])] if record.sam else None,
+        tags=[*(TAGS if record.sam else []), *(["timm"] if record.timm else [])],
         datasets=[record.dataset_id] if record.dataset_id else None,
         base_model=record.base_model,
         metrics=[result.metric_type for result in results],
         eval_results=results,
     )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATES / "model_card.md"),
-        **asdict(record),
-        title=title,
-        results=results_table(record.metrics),
-        sam_section=sam_section(record.sam) if record.sam else "Trained without SAM (rho = 0).",
-    )
-    card.save(path)
 
 
 def results_table(metrics: Mapping[str, float]) -> str:

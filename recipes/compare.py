@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from cards import write_comparison_card
 from checkpoints import last_complete
 from comparison import METRIC, Comparison, Result, Trial, comparison_table
 from finetune import RecipeError, train
-from plan import Plan, parse_plan
+from plan import Arm, Plan, parse_plan
+from plots import plot_comparison
 
-from hf_sam.model_card import RunRecord, without_tokens, write_json
+from hf_sam.model_card import METRICS, RunRecord, without_tokens, write_json
 
 HELD_OUT = "0.1"  # of the training images, as in section 3.1 of arXiv 2010.01412
 
@@ -43,9 +45,7 @@ def compare(plan: Plan, command: str) -> Comparison:
         for arm in plan.arms
         for point in plan.trials(arm)
     ]
-    settings: dict[str, Mapping[str, str]] = {arm.name: arm.options for arm in plan.arms}
-    for trial in sorted(trials, key=lambda trial: trial.held_out_error, reverse=True):
-        settings[trial.arm] = trial.settings  # the best one comes last
+    settings = {arm.name: choose(arm, trials) for arm in plan.arms}
     published = next((n for n, s in settings.items() if plan.has_sam(s)), plan.arms[0].name)
     results: list[Result] = []
     for seed in plan.seeds:
@@ -55,7 +55,18 @@ def compare(plan: Plan, command: str) -> Comparison:
         if PartialState().is_main_process:
             comparison.write(plan.output_dir / "comparison.json")
             print(f"\n{comparison_table(comparison)}\n", flush=True)
+    if PartialState().is_main_process:
+        folder = plan.output_dir / f"{published}-seed{plan.seeds[0]}"
+        write_comparison_card(folder / "README.md", comparison)
+        plot_comparison(comparison, plan.output_dir / "comparison.png")
+        print(f"results and plot: {plan.output_dir}; card: {folder}", flush=True)
     return comparison
+
+
+def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:
+    """Return the settings of the arm's best trial, the first of equals; its options without any."""
+    own = [trial for trial in trials if trial.arm == arm.name]
+    return min(own, key=lambda trial: trial.held_out_error).settings if own else arm.options
 
 
 class Progress:
@@ -83,13 +94,13 @@ class Progress:
         name = f"{arm}-seed{seed}"
         options = {**settings, "seed": str(seed)}
         record = self.run(name, options, self.plan.output_dir / name)
+        metrics = {metric: record.metrics[metric] for metric in METRICS}
         cost = record.gradient_evaluations, record.seconds
-        return Result(arm, seed, settings, record.metrics, *cost)
+        return Result(arm, seed, settings, metrics, *cost)
 
     def run(self, name: str, options: Mapping[str, str], folder: Path) -> RunRecord:
         """Train one run of the plan to its end, unless it has got there already."""
-        words = [*self.plan.common, *(f"--{option}={value}" for option, value in options.items())]
-        cost, began = self.plan.cost(options), time.monotonic()
+        words, cost, began = self.plan.words(options), self.plan.cost(options), time.monotonic()
         self.count += 1
         label = f"[{self.count}/{self.runs}] {name}"
         if is_new := not is_finished(words, folder):

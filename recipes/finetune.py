@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from checkpoints import find_checkpoint, require_fitting
@@ -22,6 +23,7 @@ from transformers.utils import logging
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.metrics import compute_metrics, rank_classes
 from hf_sam.model_card import (
+    METRICS,
     RunRecord,
     results_table,
     settings_of,
@@ -181,6 +183,7 @@ def describe(
     launcher = ["accelerate", "launch"] if launched else ["python"]
     is_hub = source.own_weights and not local
     callbacks = trainer.callback_handler.callbacks  # resuming replaces the one that was passed
+    log = trainer.state.log_history
     stopwatch = next(c for c in callbacks if isinstance(c, Stopwatch))
     return RunRecord(
         dataset=data.dataset or (Path(data.data_dir).name if data.data_dir else "digits"),
@@ -194,12 +197,22 @@ def describe(
         timm=run.classifier.processor is None,
         report=str(run.classifier.report),
         command=" ".join(without_tokens([*launcher, "recipes/finetune.py", *_told(argv)])),
-        metrics=metrics,
+        metrics={name: metrics[name] for name in ("eval_loss", *METRICS)},
         gradient_evaluations=trainer.state.global_step * (2 if args.rho > 0 else 1),
         seconds=round(stopwatch.seconds, 1),
+        data_options=_chosen(data),
+        sharpness=next((e["sharpness"] for e in reversed(log) if "sharpness" in e), None),
         remarks=[str(remark) for remark in (run.task.paper, run.task.limits) if remark],
         **settings_of(args),
     )
+
+
+def _chosen(data: DataOptions) -> dict[str, Any]:
+    """Return the options that say what is done to the images, where they are not the defaults."""
+    names = ("crop_scale", "crop_padding", "horizontal_flip", "auto_augment", "cutout", "mixup")
+    names += ("label_noise", "max_train_samples", "max_eval_samples")
+    default = DataOptions()
+    return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(default, n)}
 
 
 def _told(argv: Sequence[str]) -> list[str]:

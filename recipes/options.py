@@ -154,6 +154,9 @@ class BatchOptions:
         Raises:
             ValueError: If the batch is not a whole number of micro-batches on each device.
         """
+        for name in ("batch_size", "m"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {value}.")
         micro_batch = self.m or args.per_device_train_batch_size
         accumulation = args.gradient_accumulation_steps
         if self.batch_size is not None and accumulation != 1:
@@ -165,7 +168,7 @@ class BatchOptions:
                 f"`m` goes with `ascent_scope` micro_batch, got {args.ascent_scope}: leave one out."
             )
         batch = self.batch_size or args.per_device_train_batch_size * accumulation * args.world_size
-        if min(batch, micro_batch) < 1 or batch % (micro_batch * args.world_size):
+        if batch % (micro_batch * args.world_size):
             raise ValueError(
                 f"`batch_size` must be a multiple of {micro_batch} images on each of "
                 f"{args.world_size} devices, got {batch}: change `per_device_train_batch_size` "

@@ -56,6 +56,10 @@ class Plan:
         points = itertools.product(*(self.grid[name] for name in names))
         return [dict(zip(names, point, strict=True)) for point in points] if names else []
 
+    def words(self, options: Mapping[str, str]) -> list[str]:
+        """Return the words of a run for finetune.py; the last to say an option wins."""
+        return [*self.common, *(f"--{name}={value}" for name, value in options.items())]
+
     def cost(self, options: Mapping[str, str]) -> float:
         """Return a run's gradient evaluations in units of the base optimizer's."""
         length = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
@@ -79,7 +83,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     if args.rho == 0:
         raise ValueError("`rho` must be > 0 here: the arms base and base_2x are without SAM.")
     name = Path(data.dataset or data.data_dir or "digits").name
-    return Plan(
+    plan = Plan(
         common=common,
         args=args,
         arms=_arms(own, args),
@@ -87,6 +91,10 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         seeds=range(own.first_seed, own.first_seed + own.seeds),
         output_dir=Path(own.output_dir or f"runs/compare-{name}"),
     )
+    for arm in plan.arms:
+        for point in plan.trials(arm) or [{}]:  # a mistake is said before hours of training
+            parse_options(plan.words({**arm.options, **point}))
+    return plan
 
 
 def _parser() -> ArgumentParser:

@@ -7,11 +7,15 @@ import json
 import re
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from hf_sam import SAMArguments
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))  # run as a script too
+from comparison import Comparison, Interval, comparison_table  # noqa: E402
+
+from hf_sam import SAMArguments  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -54,10 +58,65 @@ def fidelity_table() -> str:
     return "\n".join([*lines, "", f"`python benchmarks/fidelity.py`, {facts['date']}, {versions}."])
 
 
+def comparison_of(name: str) -> Comparison:
+    return Comparison.read(ROOT / "model_cards" / f"{name}.json")
+
+
+def results_table(name: str) -> str:
+    """One comparison: its table, its plot and the command that made it."""
+    comparison = comparison_of(name)
+    record = comparison.record
+    versions = ", ".join(f"{k} {record.versions[k]}" for k in ("torch", "transformers", "timm"))
+    return "\n\n".join(
+        [
+            f"```bash\n{comparison.command}\n```",
+            comparison_table(comparison),
+            f"![error against gradient evaluations](../model_cards/{name}.png)",
+            f"{record.hardware}; {versions}; {record.date}. Every run: "
+            f"[JSON](../model_cards/{name}.json); its card: [{name}](../model_cards/{name}.md).",
+        ]
+    )
+
+
+def summary_table() -> str:
+    """The three arms of every comparison that has them."""
+    rows = [
+        "| data, network, optimizer | base | base, twice the epochs | SAM | SAM minus base "
+        "| seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in EVIDENCE:
+        comparison = comparison_of(name)
+        if "base_2x" not in comparison.arms:
+            continue
+        cells = [
+            f"{Interval.of([r.error for r in comparison.of(arm)])} "
+            f"({comparison.of(arm)[0].gradient_evaluations:,})"
+            for arm in ("base", "base_2x", "sam")
+        ]
+        gain = Interval.of(comparison.differences("sam", "base"))
+        seeds = len(comparison.of("sam"))
+        rows.append(f"| {TITLES[name]} | {' | '.join(cells)} | {gain} | {seeds} |")
+    hardware = {comparison_of(name).record.hardware for name in EVIDENCE}
+    return "\n".join([*rows, "", f"Hardware: {'; '.join(sorted(hardware))}."])
+
+
+# The comparisons of docs/results.md, in its order, and what the README calls them.
+TITLES = {
+    "cub200_first50-sgd": "50 birds of CUB-200, MobileNetV2 0.35, SGD",
+    "cub200_first50-adamw": "the same, AdamW",
+    "cub200_first50-noise40": "the same, SGD, 40 % of the labels wrong",
+    "cub200_first50-noise80": "the same, SGD, 80 % of the labels wrong",
+    "food101_first10-sgd": "10 dishes of Food-101, MobileNetV2 0.35, SGD",
+    "cub200_first50-m": "m-sharpness",
+}
+EVIDENCE = [name for name in TITLES if (ROOT / "model_cards" / f"{name}.json").exists()]
+RESULTS = ROOT / "docs" / "results.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
 GENERATED = {
-    README: {"settings": settings_table, "step cost": cost_table},
+    README: {"settings": settings_table, "step cost": cost_table, "results": summary_table},
     COMPATIBILITY: {"fidelity": fidelity_table},
+    RESULTS: {name: partial(results_table, name) for name in EVIDENCE},
 }
 
 

@@ -1,0 +1,148 @@
+"""A comparison: its plan, its statistics, and what an interruption does to it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import compare
+import pytest
+from comparison import Comparison, Interval, comparison_table
+from images import write_parquet
+from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
+from plan import parse_plan
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parquet(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    compare.main(plan(data, folder))
+    return folder
+
+
+def timeless(folder: Path) -> dict[str, Any]:
+    """All that was written of a comparison but how long it took and where."""
+    values = json.loads((folder / "comparison.json").read_text())
+    for entry in (values, values["record"]):
+        del entry["command"]
+    for entry in (values["record"], *values["results"]):
+        del entry["seconds"]
+    return values
+
+
+def test_killed_again_and_again_ends_with_the_same_table(
+    data: Path, straight: Path, tmp_path: Path
+) -> None:
+    script = str(Path(__file__).parent / "interrupted_compare.py")
+    counted = tmp_path / "steps"
+    done = subprocess.run(
+        [sys.executable, script, str(data), str(tmp_path / "out"), str(counted), "0"],
+        check=True, timeout=240, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(compare.__file__).parent)},
+    )  # fmt: skip
+    lives = int(re.search(r"lives: (\d+)", done.stdout)[1])
+    assert lives >= 3, "it was not killed"
+    assert "resuming from" in done.stderr, "no run was killed after its first epoch"
+    assert timeless(tmp_path / "out") == timeless(straight)
+    runs = 2 + 2 * SEEDS
+    most = runs * EPOCHS * STEPS + lives * STEPS
+    assert runs * EPOCHS * STEPS <= len(counted.read_text()) <= most
+
+
+def test_finished_runs_are_skipped_and_others_options_are_refused(
+    data: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in straight.rglob("run.json")}
+    compare.main(plan(data, straight))
+    assert before == {p: p.stat().st_mtime_ns for p in straight.rglob("run.json")}
+    assert capsys.readouterr().out.count("finished before") == len(before) == 6
+    with pytest.raises(SystemExit, match="holds a run with other options"):
+        compare.main([*plan(data, straight), "--learning_rate", "0.3"])
+
+
+def test_what_is_written(straight: Path) -> None:
+    comparison = Comparison.read(straight / "comparison.json")
+    assert comparison.arms == ["base", "sam"]
+    assert [len(comparison.of(arm)) for arm in comparison.arms] == [SEEDS, SEEDS]
+    costs = {r.arm: r.gradient_evaluations for r in comparison.results}
+    assert costs == {"base": EPOCHS * STEPS, "sam": 2 * EPOCHS * STEPS}
+    best = min(comparison.trials, key=lambda trial: trial.held_out_error)
+    assert comparison.of("sam")[0].settings == best.settings
+    assert not list(straight.rglob("checkpoint-*"))
+    card = (straight / "sam-seed0" / "README.md").read_text()
+    assert comparison_table(comparison) in card
+    assert (straight / "comparison.png").stat().st_size > 5000
+    held_out = json.loads((straight / "sweep" / "sam-rho=0.1" / "run.json").read_text())
+    assert (held_out["train_examples"], held_out["eval_examples"]) == (7, 1)
+
+
+def test_arms_share_start_and_batches(data: Path, tmp_path: Path) -> None:
+    """The first clean loss is the same with SAM and without, and another with another seed."""
+    compare.main([*plan(data, tmp_path), "--logging_steps=1", "--num_train_epochs=1"])
+    first = {
+        run: json.loads((tmp_path / run / "trainer_state.json").read_text())["log_history"][0]
+        for run in ("base-seed0", "sam-seed0", "base-seed1")
+    }
+    losses = {run: entry["loss"] for run, entry in first.items()}
+    assert losses["base-seed0"] == losses["sam-seed0"] != losses["base-seed1"]
+    assert "perturbed_loss" in first["sam-seed0"]
+
+
+PLANS = [
+    ("", {"base": 1, "base_2x": 2, "sam": 2}),
+    ("--max_steps 10", {"base": 1, "base_2x": 2, "sam": 2}),
+    ("--arms base sam", {"base": 1, "sam": 2}),
+    ("--arm mixup rho=0 mixup=0.2", {"base": 1, "base_2x": 2, "sam": 2, "mixup": 1}),
+    ("--arm long num_train_epochs=45 --arms long", {"long": 6}),
+]
+
+
+@pytest.mark.parametrize(("options", "costs"), PLANS, ids=[p[0] or "-" for p in PLANS])
+def test_arms_and_their_cost(options: str, costs: dict[str, float]) -> None:
+    made = parse_plan(options.split())
+    assert {arm.name: made.cost(arm.options) for arm in made.arms} == costs
+
+
+def test_grid_concerns_an_arm_where_it_can() -> None:
+    words = "--sweep rho=0.1,0.2 learning_rate=1,2,3 --arm fixed rho=0.3 --arm sgd rho=0"
+    made = parse_plan(words.split())
+    trials = {arm.name: len(made.trials(arm)) for arm in made.arms}
+    assert trials == {"base": 3, "base_2x": 3, "sam": 6, "fixed": 3, "sgd": 3}
+    assert parse_plan([]).trials(made.arms[2]) == []
+
+
+REFUSED = [
+    ("--rho 0", "`rho` must be > 0 here"),
+    ("--seeds 0", "`seeds` must be >= 1"),
+    ("--seed 3", "`seed` is set by the plan"),
+    ("--holdout=0.2", "`holdout` is set by the plan"),
+    ("--arms sma", "`arms` must be of base, base_2x, sam, got sma"),
+    ("--sweep rho", "settings must be written NAME=VALUE, got 'rho'"),
+    ("--sweep roh=1,2", "unknown option --roh"),
+    ("--arm new roh=1", "unknown option --roh"),
+    ("--learning_rat 1", "unknown option --learning_rat"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[o for o, _ in REFUSED])
+def test_refused_before_anything_is_trained(options: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        compare.main([*options.split(), "--output_dir", str(tmp_path / "out")])
+    assert message in str(stop.value.code)
+    assert not (tmp_path / "out").exists()
+
+
+def test_interval_is_students() -> None:
+    """By hand: of 1, 2, 3 the standard error is 1/sqrt(3), the quantile at 2 degrees 4.302653."""
+    interval = Interval.of([1.0, 2.0, 3.0])
+    assert (interval.mean, interval.n) == (2.0, 3)
+    assert interval.half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert str(Interval.of([35.714])) == "35.71"
