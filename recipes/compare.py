@@ -104,7 +104,7 @@ class Progress:
         self.count += 1
         label = f"[{self.count}/{self.runs}] {name}"
         if is_new := not is_finished(words, folder):
-            print(f"\n{label}: {folder}", flush=True)
+            PartialState().print(f"\n{label}: {folder}", flush=True)
             finish(words, folder)
             self.seconds += time.monotonic() - began
             self.spent += cost
@@ -112,7 +112,8 @@ class Progress:
         record = RunRecord.read(folder / "run.json")
         took = f"{(time.monotonic() - began) / 60:.1f} min" if is_new else "finished before"
         left = f"{self.left * self.seconds / self.spent / 60:.0f}" if self.spent else "?"
-        print(f"{label}: {record.metrics[METRIC]:.2f} % error, {took}; {left} min left", flush=True)
+        error = f"{record.metrics[METRIC]:.2f} % error"
+        PartialState().print(f"{label}: {error}, {took}; {left} min left", flush=True)
         return record
 
 

@@ -216,15 +216,13 @@ def _chosen(data: DataOptions) -> dict[str, Any]:
 
 
 def _told(argv: Sequence[str]) -> list[str]:
-    """Return the words without the resuming, which does not belong to what was trained."""
-    words = iter(argv)
-    return [
-        word
-        for word in words
-        if not (
-            word.startswith("--resume_from_checkpoint") and ("=" in word or next(words, "") != "")
-        )
-    ]
+    """Return the words without the resuming, which is not of what was trained."""
+    words = list(argv)
+    for i, word in enumerate(words):
+        if word.startswith("--resume_from_checkpoint"):
+            del words[i : i + (1 if "=" in word else 2)]
+            break
+    return words
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def timeless(folder: Path) -> dict[str, Any]:
     """All that was written of a comparison but how long it took and where."""
     values = json.loads((folder / "comparison.json").read_text())
     for entry in (values, values["record"]):
-        del entry["command"]
+        entry["command"] = entry["command"].replace(str(folder), "OUTPUT_DIR")
     for entry in (values["record"], *values["results"]):
         del entry["seconds"]
     return values
