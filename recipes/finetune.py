@@ -14,6 +14,7 @@ import torch
 from checkpoints import find_checkpoint, require_fitting
 from loading import load_splits, model_source, task_of
 from options import DataOptions, ModelOptions, parse_options
+from resolved import as_yaml
 from stopwatch import Stopwatch
 from tasks import Task
 from transformers import set_seed
@@ -29,6 +30,7 @@ from hf_sam.model_card import (
     write_run_card,
 )
 from hf_sam.vision import (
+    CIFAR_NETWORKS,
     BadImageError,
     Classifier,
     EpochOfData,
@@ -61,8 +63,12 @@ class RecipeError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
     """Run the recipe and return its metrics; bad input ends in one message and exit status 1."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return train(sys.argv[1:] if argv is None else argv).metrics
+        if "--print_config" in argv:
+            print_config(argv)
+            return {}
+        return train(argv).metrics
     except RecipeError as error:
         sys.exit(f"finetune.py: {error}")
     except KeyboardInterrupt:
@@ -70,6 +76,20 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
             "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last "
             "checkpoint in the output folder, if there is one."
         )
+
+
+def print_config(argv: Sequence[str]) -> None:
+    """Print what the words of a command line come to; nothing is loaded or fetched.
+
+    Raises:
+        RecipeError: For input that does not do.
+    """
+    try:
+        data, model, args = parse_options(argv)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if args.process_index == 0:
+        print(as_yaml(data, model, args), end="")
 
 
 def train(argv: Sequence[str]) -> RunRecord:
@@ -197,9 +217,19 @@ def describe(
         metrics=metrics,
         gradient_evaluations=trainer.state.global_step * (2 if args.rho > 0 else 1),
         seconds=round(stopwatch.seconds, 1),
-        remarks=[str(remark) for remark in (run.task.paper, run.task.limits) if remark],
+        remarks=_remarks(run),
         **settings_of(args),
     )
+
+
+def _remarks(run: Run) -> list[str]:
+    """Return what a reader of the results must know."""
+    remarks = [str(remark) for remark in (run.task.paper, run.task.limits) if remark]
+    if run.task.license:
+        remarks.append(f"Licence of the data: {run.task.license}.")
+    if run.source.name in CIFAR_NETWORKS:
+        remarks.append("Loading this network takes an `import hf_sam.vision` before.")
+    return remarks
 
 
 def _told(argv: Sequence[str]) -> list[str]:
