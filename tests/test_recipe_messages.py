@@ -45,7 +45,10 @@ OPTIONS: list[tuple[str, str]] = [
     ("--horizontal_flip 2", r"`horizontal_flip` must be in \[0, 1\], got 2.0"),
     ("--mixup nan", "`mixup` must be >= 0, got nan"),
     ("--mean nan 0 0", "`mean` must be three values"),
-    ("--auto_augment junk --model test_vit --init_scratch", "`auto_augment` must be cifar10 or a policy"),
+    (
+        "--auto_augment junk --model test_vit --init_scratch",
+        "`auto_augment` must be cifar10 or a policy",
+    ),
     ("--dataloader_drop_last", "`dataloader_drop_last` would leave out evaluation images"),
     ("--mixup -1", "`mixup` must be >= 0, got -1.0"),
     ("--max_train_samples 0", "`max_train_samples` must be >= 1, got 0"),
