@@ -15,6 +15,7 @@ import torch
 from checkpoints import find_checkpoint, require_fitting
 from loading import load_splits, model_source, task_of
 from options import DataOptions, ModelOptions, parse_options
+from resolved import as_yaml
 from stopwatch import Stopwatch
 from tasks import Task
 from transformers import set_seed
@@ -31,6 +32,7 @@ from hf_sam.model_card import (
     write_run_card,
 )
 from hf_sam.vision import (
+    CIFAR_NETWORKS,
     BadImageError,
     Classifier,
     EpochOfData,
@@ -63,8 +65,12 @@ class RecipeError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
     """Run the recipe and return its metrics; bad input ends in one message and exit status 1."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return train(sys.argv[1:] if argv is None else argv).metrics
+        if "--print_config" in argv:
+            print_config(argv)
+            return {}
+        return train(argv).metrics
     except RecipeError as error:
         sys.exit(f"finetune.py: {error}")
     except KeyboardInterrupt:
@@ -72,6 +78,20 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
             "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last "
             "checkpoint in the output folder, if there is one."
         )
+
+
+def print_config(argv: Sequence[str]) -> None:
+    """Print what the words of a command line come to; nothing is loaded or fetched.
+
+    Raises:
+        RecipeError: For input that does not do.
+    """
+    try:
+        data, model, args = parse_options(argv)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if args.process_index == 0:
+        print(as_yaml(data, model, args), end="")
 
 
 def train(argv: Sequence[str]) -> RunRecord:
@@ -201,8 +221,9 @@ def describe(
         gradient_evaluations=trainer.state.global_step * (2 if args.rho > 0 else 1),
         seconds=round(stopwatch.seconds, 1),
         data_options=_chosen(data),
+        data_license=run.task.license,
         sharpness=next((e["sharpness"] for e in reversed(log) if "sharpness" in e), None),
-        remarks=[str(remark) for remark in (run.task.paper, run.task.limits) if remark],
+        remarks=_remarks(run),
         **settings_of(args),
     )
 
@@ -213,6 +234,14 @@ def _chosen(data: DataOptions) -> dict[str, Any]:
     names += ("label_noise", "max_train_samples", "max_eval_samples")
     default = DataOptions()
     return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(default, n)}
+
+
+def _remarks(run: Run) -> list[str]:
+    """Return what a reader of the results must know."""
+    remarks = [str(remark) for remark in (run.task.paper, run.task.limits) if remark]
+    if run.source.name in CIFAR_NETWORKS:
+        remarks.append("Loading this network takes an `import hf_sam.vision` before.")
+    return remarks
 
 
 def _told(argv: Sequence[str]) -> list[str]:

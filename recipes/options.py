@@ -1,7 +1,6 @@
 """What `finetune.py` can be told, on the command line and in a YAML file."""
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from config_file import near, recipe_of, words_of
 from tasks import TASKS
 from transformers import HfArgumentParser
 
@@ -82,8 +81,8 @@ class DataOptions:
         "one: original for AutoAugment's of ImageNet, rand-m9-mstd0.5 for RandAugment."
     )
     crop_padding: int | None = option(
-        "Pad by this many pixels and crop to the image size, in place of the resized crop: 4 is "
-        "usual for CIFAR from scratch."
+        "Resize to the image size, pad by this many pixels and crop, in place of the resized crop: "
+        "4 is usual for CIFAR from scratch."
     )
     cutout: int | None = option(
         "Blank a square of this many pixels a side in each training image: 16 is usual for "
@@ -250,15 +249,26 @@ def parse_options(
         usage="finetune.py [--config FILE.yaml] [--option value ...]",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", help="YAML file of options; flags win over it.")
+    parser.add_argument(
+        "--config",
+        help="YAML file of options; flags win over it. Unset, and with no other model asked for, "
+        "it is recipes/<dataset>/efficientnet_b0.yaml.",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="Print what all options come to, as such a file, and stop.",
+    )
     parser.set_defaults(**DEFAULTS)
     names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
     argv = list(sys.argv[1:] if argv is None else argv)
     first, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ValueError(f"unknown option {unknown[0]}{_near(unknown[0].lstrip('-'), names)}")
+        raise ValueError(f"unknown option {unknown[0]}{near(unknown[0].lstrip('-'), names)}")
+    if first.config is None and not (first.model or first.weights or first.init_scratch):
+        first.config = recipe_of(first.dataset)
     if first.config:
-        argv = [*_read_config(Path(first.config), names), *argv]  # the last to say it wins
+        argv = [*words_of(Path(first.config), names), *argv]  # the last to say it wins
         first, _ = parser.parse_known_args(argv)
     if first.output_dir is None:
         data_name = Path(first.dataset or first.data_dir or "digits").name
@@ -278,29 +288,3 @@ def parse_options(
     if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     return data, model, args
-
-
-def _read_config(path: Path, names: set[str]) -> list[str]:
-    """Return the file's options as words of a command line, which the parser checks."""
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"`--config` {str(path)!r} cannot be read as YAML: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"`--config` must hold `option: value` lines, got {str(path)!r}.")
-    words: list[str] = []
-    for name, value in values.items():
-        if name not in names:
-            raise ValueError(f"unknown option {name!r} in {str(path)!r}{_near(str(name), names)}")
-        if value is None:
-            raise ValueError(f"option {name!r} in {str(path)!r} must have a value: leave it out.")
-        if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return words
-
-
-def _near(name: str, names: set[str]) -> str:
-    near = difflib.get_close_matches(name.split("=")[0], names, n=1)
-    return f": did you mean --{near[0]}?" if near else ": see --help."

@@ -77,6 +77,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     for name in OF_THE_PLAN:
         if any(word.split("=")[0].lstrip("-").replace("-", "_") == name for word in common):
             raise ValueError(f"`{name}` is set by the plan, for each run: leave it out.")
+    if "--print_config" in common:
+        raise ValueError("`print_config` is finetune.py's: leave it out.")
     if own.seeds < 1:
         raise ValueError(f"`seeds` must be >= 1, got {own.seeds}: 5 is the paper's number.")
     data, _, args = parse_options([*common, f"--output_dir={own.output_dir or 'runs/compare'}"])

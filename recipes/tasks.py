@@ -45,6 +45,7 @@ class Task:
     image_size: int | None = None  # pixels; None: the model's own
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the area, the paper's preprocessing
     horizontal_flip: float = 0.5
+    license: str | None = None  # of the data, as the Hub states it; None: it does not
     limits: str = ""  # what a reader of a result must know
 
 
@@ -68,7 +69,7 @@ TASKS: dict[str, Task] = {
         train_split="train+validation",
         label_column="variant",
         paper=PaperErrors(b7_sam=6.80, b7=8.15, l2_sam=4.82, l2=5.80),
-        limits="Non-commercial research only.",
+        license="non-commercial research only",
     ),
     "oxford_flowers": Task(
         hub_id="dpdl-benchmark/oxford_flowers102",
@@ -81,6 +82,7 @@ TASKS: dict[str, Task] = {
         hub_id="timm/oxford-iiit-pet",
         classes=37,
         sizes={"train": 3680, "test": 3669},
+        license="cc-by-sa-4.0",
         paper=PaperErrors(b7_sam=3.97, b7=4.24, l2_sam=2.90, l2=3.08),
     ),
     "stanford_cars": Task(
@@ -129,6 +131,7 @@ TASKS: dict[str, Task] = {
         sizes={"train": 1281167, "validation": 50000},
         eval_split="validation",
         paper=PaperErrors(b7_sam=15.14, b7=15.3, l2_sam=11.39, l2=11.8),
-        limits="Gated: accept its terms on the Hub first. Non-commercial use only.",
+        license="non-commercial use only",
+        limits="Gated: accept its terms on the Hub first.",
     ),
 }

@@ -16,10 +16,11 @@ from huggingface_hub import ModelCard
 from images import LABEL_NAMES, TINY, dataset, finetune_on, pictures, write_parquet
 from loading import load_splits, task_of
 from options import parse_options
+from PIL import Image
 from tasks import TASKS
 from transformers import AutoModelForImageClassification
 
-from hf_sam.vision import ImageDataset, with_class_labels
+from hf_sam.vision import ImageDataset, build_transforms, with_class_labels
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "finetune.py"
 
@@ -200,6 +201,19 @@ def test_crops_depend_on_seed_epoch_and_index_only(data: Path, tmp_path: Path) -
     assert not torch.equal(first, crops(epoch=1))
     assert not torch.equal(first, crops("--seed", "7"))
     assert torch.equal(first, crops("--seed", "7", "--data_seed", "42"))
+
+
+def test_padded_crops_show_most_of_the_image_at_any_size() -> None:
+    """A white image of 32 pixels, enlarged: no more than the padding of two sides is black."""
+    config = {"input_size": (3, 320, 320), "mean": (0, 0, 0), "std": (1, 1, 1)}
+    config |= {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
+    train, _ = build_transforms(config, crop_padding=40, horizontal_flip=0.0)
+    torch.manual_seed(0)
+    shown = [train(Image.new("RGB", (32, 32), "white")) for _ in range(20)]
+    assert {image.shape for image in shown} == {(3, 320, 320)}
+    shares = [float(image.mean()) for image in shown]
+    assert min(shares) >= (280 / 320) ** 2
+    assert len(set(shares)) > 10
 
 
 def test_samples_are_drawn_at_random_and_repeat(data: Path) -> None:

@@ -15,8 +15,10 @@ from .dataset import BadImageError, EpochOfData, ImageDataset, drop_bad_images
 from .models import load_classifier
 from .transforms import build_transforms, soft_cross_entropy
 from .weights import LoadReport
+from .wide_resnet import CIFAR_NETWORKS
 
 __all__ = [
+    "CIFAR_NETWORKS",
     "BadImageError",
     "Classifier",
     "EpochOfData",

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Compose, RandomCrop
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Compose, RandomCrop, Resize
 
 from .dataset import Transform
 
@@ -34,8 +35,8 @@ def build_transforms(
         horizontal_flip: Probability of a flip.
         auto_augment: A policy: `cifar10` (arXiv 1805.09501, of that data set), or timm's name of
             one: `original` for ImageNet's AutoAugment, `rand-m9-mstd0.5` for RandAugment.
-        crop_padding: Pad by this many pixels and crop to `input_size`, in place of the resized
-            crop; `crop_scale` is not used then.
+        crop_padding: Resize to `input_size`, pad by this many pixels and crop, in place of the
+            resized crop; `crop_scale` is not used then.
         cutout: Side in pixels of a square that is blanked after all else (arXiv 1708.04552).
 
     Returns:
@@ -59,7 +60,8 @@ def build_transforms(
     )
     if crop_padding is not None:
         size = data_config["input_size"][1:]
-        crop_and_flip.transforms[0] = RandomCrop(size, padding=crop_padding, pad_if_needed=True)
+        resize = Resize(size, str_to_interp_mode(data_config["interpolation"]))
+        crop_and_flip.transforms[0] = Compose([resize, RandomCrop(size, padding=crop_padding)])
     if is_cifar:
         augment = AutoAugment(AutoAugmentPolicy.CIFAR10)
     stages = [crop_and_flip, augment, to_tensor]

@@ -1,0 +1,76 @@
+"""Residual networks for images of 32x32 pixels, registered with timm: it has none of its own."""
+
+from typing import Any
+
+from timm.layers import BatchNormAct2d, create_conv2d
+from timm.models import ResNetV2, build_model_with_cfg, register_model
+from torch import nn
+
+CIFAR_NETWORKS = ("wide_resnet28_10", "resnet32")
+CIFAR10_CFG = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2470, 0.2435, 0.2616),
+    "first_conv": "stem.conv",
+    "classifier": "head.fc",
+}
+default_cfgs = dict.fromkeys(CIFAR_NETWORKS, CIFAR10_CFG)  # where timm looks
+
+
+class CifarResNet(ResNetV2):
+    """timm's ResNet of pre-activation blocks (arXiv 1603.05027) behind one 3x3 convolution.
+
+    timm's own stems shrink an image fourfold, which leaves little of 32 pixels.
+    """
+
+    def __init__(self, layers: tuple[int, ...], channels: tuple[int, ...], **kwargs: Any) -> None:
+        """Build it.
+
+        Args:
+            layers: Blocks of each stage.
+            channels: Width of each stage; from the second on, a stage halves the image.
+            **kwargs: Those of timm's ResNetV2.
+        """
+        super().__init__(
+            layers,
+            channels,
+            basic=True,
+            bottle_ratio=1.0,
+            stem_chs=16,
+            norm_layer=BatchNormAct2d,
+            conv_layer=create_conv2d,
+            **kwargs,
+        )
+        self.stem = nn.Sequential()
+        self.stem.add_module("conv", create_conv2d(self.in_chans, 16, 3))
+        for stage in self.feature_info:
+            stage["reduction"] = max(stage["reduction"] // 4, 1)
+        self.init_weights(zero_init_last=False)  # of the new stem too
+
+
+def _build(name: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
+    features = {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)}
+    return build_model_with_cfg(CifarResNet, name, pretrained, feature_cfg=features, **kwargs)
+
+
+def wide_resnet28_10(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """Build WRN-28-10 (arXiv 1605.07146): 36.5 million parameters, shortcuts by 1x1 convolution."""
+    return _build(
+        "wide_resnet28_10", pretrained, layers=(4, 4, 4), channels=(160, 320, 640), **kwargs
+    )
+
+
+def resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """Build the ResNet-32 of CIFAR (arXiv 1512.03385, section 4.2) from pre-activation blocks.
+
+    The original normalises after each convolution, and its shortcuts pad with zeros.
+    """
+    return _build("resnet32", pretrained, layers=(5, 5, 5), channels=(16, 32, 64), **kwargs)
+
+
+for _entrypoint in (wide_resnet28_10, resnet32):
+    register_model(_entrypoint)

@@ -1,0 +1,56 @@
+"""A YAML file of options: a recipe."""
+
+import difflib
+import json
+from pathlib import Path
+
+import yaml
+from tasks import TASKS
+from transformers.utils import logging
+
+logger = logging.get_logger("finetune")
+
+
+def words_of(path: Path, names: set[str]) -> list[str]:
+    """Return the file's options as words of a command line, which the parser checks.
+
+    Args:
+        path: The file.
+        names: Of all options there are.
+
+    Raises:
+        ValueError: If the file cannot be read, or names an option that there is not.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"`--config` {str(path)!r} cannot be read as YAML: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"`--config` must hold `option: value` lines, got {str(path)!r}.")
+    words: list[str] = []
+    for name, value in values.items():
+        if name not in names:
+            raise ValueError(f"unknown option {name!r} in {str(path)!r}{near(str(name), names)}")
+        if value is None:
+            raise ValueError(f"option {name!r} in {str(path)!r} must have a value: leave it out.")
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words
+
+
+def near(name: str, names: set[str]) -> str:
+    """Return the end of a message about an unknown option: the one that may be meant."""
+    found = difflib.get_close_matches(name.split("=")[0], names, n=1)
+    return f": did you mean --{found[0]}?" if found else ": see --help."
+
+
+def recipe_of(dataset: str | None) -> Path | None:
+    """Return a known data set's recipe for one GPU and one evening, if it has one, and say so."""
+    path = Path(__file__).parent / str(dataset) / "efficientnet_b0.yaml"
+    if dataset not in TASKS or not path.is_file():
+        return None
+    shown = Path(*path.parts[-3:])
+    logger.warning(f"recipe: {shown}; options given win over it, and --config takes another")
+    return path

@@ -1,0 +1,67 @@
+"""What a run's options come to, written as a recipe: `finetune.py --print_config`."""
+
+import dataclasses
+from typing import Any
+
+import timm
+import yaml
+from loading import model_source, task_of
+from options import DEFAULTS, DataOptions, ModelOptions
+from transformers import TrainingArguments
+
+from hf_sam import SAMArguments, SAMConfig
+from hf_sam.vision import ModelSource
+
+OF_THE_TASK = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
+
+
+def as_yaml(data: DataOptions, model: ModelOptions, args: SAMConfig) -> str:
+    """Return the options as a file for `--config` that asks for the same run again."""
+    accumulation, devices = args.gradient_accumulation_steps, args.world_size
+    batch = args.per_device_train_batch_size * accumulation * devices
+    lines = f"# {batch} images a step: {args.per_device_train_batch_size} in a micro-batch, "
+    lines += f"{accumulation} accumulated, devices: {devices}; what is not listed is unset\n"
+    values = data_values(data) | model_values(data, model) | training_values(args)
+    told = {name: value for name, value in values.items() if value is not None}
+    return lines + yaml.safe_dump(told, sort_keys=False, default_flow_style=None)
+
+
+def data_values(data: DataOptions) -> dict[str, Any]:
+    """Return the data options, with the task's own where the user has said nothing."""
+    task = task_of(data)
+    values = dataclasses.asdict(data) | {name: getattr(task, name) for name in OF_THE_TASK}
+    values["crop_scale"] = None if data.crop_padding else list(task.crop_scale)
+    if data.dataset is None and data.data_dir is None:
+        values["dataset"] = "digits"
+    return values
+
+
+def model_values(data: DataOptions, model: ModelOptions) -> dict[str, Any]:
+    """Return the model options, with the data set's and the model's own in place of none."""
+    source = model_source(model, task_of(data))
+    return dataclasses.asdict(model) | {
+        "model": source.name,
+        "init_scratch": source.init_scratch,
+        "model_kwargs": dict(source.model_kwargs) or None,
+        "image_size": image_size(source),
+    }
+
+
+def image_size(source: ModelSource) -> int | None:
+    """Return the pixels a side of an image, or None where only the loaded model says it."""
+    name = source.name.removeprefix("timm/")
+    if source.image_size is None and timm.is_model(name):
+        return timm.get_pretrained_cfg(name).input_size[1]
+    return source.image_size
+
+
+def training_values(args: SAMConfig) -> dict[str, Any]:
+    """Return rho, and the training arguments that are not the Trainer's, SAM's or our defaults."""
+    plain = TrainingArguments(output_dir=args.output_dir).to_dict()
+    plain |= {field.name: field.default for field in dataclasses.fields(SAMArguments)}
+    always = {*DEFAULTS, "rho", "output_dir", "gradient_accumulation_steps"}
+    return {
+        name: value
+        for name, value in args.to_dict().items()
+        if value != plain[name] or name in always
+    }
