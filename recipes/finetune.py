@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from checkpoints import find_checkpoint, require_fitting
+from hub import OF_THE_HUB, HubError, create_repo, push
 from loading import load_splits, model_source, task_of
 from options import DataOptions, ModelOptions, parse_options
 from stopwatch import Stopwatch
 from tasks import Task
 from transformers import set_seed
 from transformers.utils import logging
+from words import without_options
 
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.metrics import compute_metrics, rank_classes
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
     """Run the recipe and return its metrics; bad input ends in one message and exit status 1."""
     try:
         return train(sys.argv[1:] if argv is None else argv).metrics
-    except RecipeError as error:
+    except (RecipeError, HubError) as error:
         sys.exit(f"finetune.py: {error}")
     except KeyboardInterrupt:
         sys.exit(
@@ -75,17 +77,24 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
 
 
 def train(argv: Sequence[str]) -> RunRecord:
-    """Fine-tune as the words of a command line say, and save model, record and card.
+    """Fine-tune as the words of a command line say, save model, record and card, and push them.
 
     Raises:
         RecipeError: For input that does not do.
+        HubError: If nothing can be pushed, before training; or if the push failed, after it.
     """
     try:
         data, model, args = parse_options(argv)
+        # Or the Trainer would push too: all that lies in the folder, under a card of its own.
+        is_pushed, args.push_to_hub = args.push_to_hub, False
         run = load(data, model, args)
         trainer = build_trainer(data, args, run)
     except (ImportError, ValueError) as error:
         raise RecipeError(str(error)) from error
+    output_dir, is_main = Path(args.output_dir), trainer.is_world_process_zero()
+    repo_id = None
+    if is_pushed and is_main:
+        repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
     try:
         train_metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
         metrics = {**train_metrics, **trainer.evaluate()}
@@ -95,11 +104,12 @@ def train(argv: Sequence[str]) -> RunRecord:
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
     record = describe(argv, data, run, trainer, metrics)
-    if trainer.is_world_process_zero():
-        output_dir = Path(args.output_dir)
+    if is_main:
         write_run_card(output_dir / "README.md", record)
         record.write(output_dir / "run.json")  # the last: where it is, the run has ended
         print(f"\n{results_table(metrics)}\n\nmodel, metrics and card: {args.output_dir}")
+    if repo_id is not None:
+        print(f"pushed to {push(output_dir, repo_id)}")
     return record
 
 
@@ -181,6 +191,7 @@ def describe(
     base = Path(source.name).name
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
     launcher = ["accelerate", "launch"] if launched else ["python"]
+    told = without_options(argv, "resume_from_checkpoint", *OF_THE_HUB)  # not how it was trained
     is_hub = source.own_weights and not local
     callbacks = trainer.callback_handler.callbacks  # resuming replaces the one that was passed
     log = trainer.state.log_history
@@ -196,7 +207,7 @@ def describe(
         base_model=(source.name if "/" in source.name else f"timm/{base}") if is_hub else None,
         timm=run.classifier.processor is None,
         report=str(run.classifier.report),
-        command=" ".join(without_tokens([*launcher, "recipes/finetune.py", *_told(argv)])),
+        command=" ".join(without_tokens([*launcher, "recipes/finetune.py", *told])),
         metrics={name: metrics[name] for name in ("eval_loss", *METRICS)},
         gradient_evaluations=trainer.state.global_step * (2 if args.rho > 0 else 1),
         seconds=round(stopwatch.seconds, 1),
@@ -213,18 +224,6 @@ def _chosen(data: DataOptions) -> dict[str, Any]:
     names += ("label_noise", "max_train_samples", "max_eval_samples")
     default = DataOptions()
     return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(default, n)}
-
-
-def _told(argv: Sequence[str]) -> list[str]:
-    """Return the words without the resuming, which does not belong to what was trained."""
-    words = iter(argv)
-    return [
-        word
-        for word in words
-        if not (
-            word.startswith("--resume_from_checkpoint") and ("=" in word or next(words, "") != "")
-        )
-    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What `finetune.py` can be told, on the command line and in a YAML file."""
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from hub import require_token
 from tasks import TASKS
 from transformers import HfArgumentParser
+from words import near, read_config
 
 from hf_sam import SAMConfig
 
@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "logging_steps": 10,
+    "hub_strategy": "end",
     "restore_callback_states_from_checkpoint": True,  # the stopwatch
     "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,
     "dataloader_pin_memory": torch.cuda.is_available(),
@@ -256,9 +257,9 @@ def parse_options(
     argv = list(sys.argv[1:] if argv is None else argv)
     first, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ValueError(f"unknown option {unknown[0]}{_near(unknown[0].lstrip('-'), names)}")
+        raise ValueError(f"unknown option {unknown[0]}{near(unknown[0].lstrip('-'), names)}")
     if first.config:
-        argv = [*_read_config(Path(first.config), names), *argv]  # the last to say it wins
+        argv = [*read_config(Path(first.config), names), *argv]  # the last to say it wins
         first, _ = parser.parse_known_args(argv)
     if first.output_dir is None:
         data_name = Path(first.dataset or first.data_dir or "digits").name
@@ -270,37 +271,19 @@ def parse_options(
         batch.apply(args)
     if args.dataloader_drop_last:
         raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
-    if args.push_to_hub:
-        raise ValueError(
-            "`push_to_hub` comes with a later release: push the finished folder, card and all, "
-            f"with `hf upload owner/name {args.output_dir}`."
-        )
     if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
+    _check_pushing(args)
     return data, model, args
 
 
-def _read_config(path: Path, names: set[str]) -> list[str]:
-    """Return the file's options as words of a command line, which the parser checks."""
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"`--config` {str(path)!r} cannot be read as YAML: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"`--config` must hold `option: value` lines, got {str(path)!r}.")
-    words: list[str] = []
-    for name, value in values.items():
-        if name not in names:
-            raise ValueError(f"unknown option {name!r} in {str(path)!r}{_near(str(name), names)}")
-        if value is None:
-            raise ValueError(f"option {name!r} in {str(path)!r} must have a value: leave it out.")
-        if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return words
-
-
-def _near(name: str, names: set[str]) -> str:
-    near = difflib.get_close_matches(name.split("=")[0], names, n=1)
-    return f": did you mean --{near[0]}?" if near else ": see --help."
+def _check_pushing(args: SAMConfig) -> None:
+    for name, only in (("hub_strategy", "end"), ("hub_always_push", False), ("hub_revision", None)):
+        if (value := getattr(args, name)) != only:
+            value = getattr(value, "value", value)
+            raise ValueError(
+                f"`{name}` must be {only}, got {value}: a run is pushed once, to main, when it has "
+                "ended. Leave the option out."
+            )
+    if args.push_to_hub:
+        require_token()
