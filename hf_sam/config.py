@@ -1,6 +1,7 @@
 """What a user can set: SAM's fields, their help and their rules."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -79,6 +80,10 @@ class SAMArguments:
             )
         if isinstance(self, TrainingArguments):
             super().__post_init__()  # type: ignore[misc] # of the class mixed in
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out `hub_token`: what is pickled lies in each checkpoint, and goes to the Hub."""
+        return {name: value for name, value in self.__dict__.items() if name != "hub_token"}
 
     def require_valid_fields(self) -> None:
         """Raise a ValueError for the first field that breaks its rule.

@@ -17,8 +17,10 @@ from cards import write_comparison_card
 from checkpoints import last_complete
 from comparison import METRIC, Comparison, Result, Trial, comparison_table
 from finetune import RecipeError, train
+from hub import OF_THE_HUB, HubError, create_repo, push
 from plan import Arm, Plan, parse_plan
 from plots import plot_comparison
+from words import without_options
 
 from hf_sam.model_card import METRICS, RunRecord, without_tokens, write_json
 
@@ -28,17 +30,24 @@ HELD_OUT = "0.1"  # of the training images, as in section 3.1 of arXiv 2010.0141
 def main(argv: Sequence[str] | None = None) -> Comparison:
     """Run the plan to its end and return what came of it."""
     argv = sys.argv[1:] if argv is None else argv
-    command = " ".join(without_tokens(["python", "recipes/compare.py", *argv]))
     try:
-        return compare(parse_plan(argv), command)
-    except (RecipeError, ValueError) as error:
+        return compare(parse_plan(argv), " ".join(["python recipes/compare.py", *shown(argv)]))
+    except (RecipeError, HubError, ValueError) as error:
         sys.exit(f"compare.py: {error}")
     except KeyboardInterrupt:
         sys.exit("compare.py: interrupted; the same command goes on where it stopped.")
 
 
 def compare(plan: Plan, command: str) -> Comparison:
-    """Choose each arm's settings, train every seed, and write what came of it after each seed."""
+    """Choose each arm's settings, train every seed, and write what came of it after each seed.
+
+    Raises:
+        RecipeError: For input that does not do.
+        HubError: If nothing can be pushed, before training; or if the push failed, after it.
+    """
+    args, repo_id = plan.args, None
+    if args.push_to_hub and args.process_index == 0:
+        repo_id = create_repo(args.hub_model_id, plan.output_dir, private=args.hub_private_repo)
     progress = Progress(plan)
     trials = [
         progress.trial(arm.name, {**arm.options, **point})
@@ -47,19 +56,23 @@ def compare(plan: Plan, command: str) -> Comparison:
     ]
     settings = {arm.name: choose(arm, trials) for arm in plan.arms}
     published = next((n for n, s in settings.items() if plan.has_sam(s)), plan.arms[0].name)
+    folder = plan.output_dir / f"{published}-seed{plan.seeds[0]}"
     results: list[Result] = []
     for seed in plan.seeds:
         results += [progress.result(name, seed, chosen) for name, chosen in settings.items()]
-        shown = RunRecord.read(plan.output_dir / f"{published}-seed{plan.seeds[0]}" / "run.json")
-        comparison = Comparison(command, shown, published, trials, results)
+        record = RunRecord.read(folder / "run.json")
+        comparison = Comparison(command, record, published, trials, results)
         if PartialState().is_main_process:
             comparison.write(plan.output_dir / "comparison.json")
             print(f"\n{comparison_table(comparison)}\n", flush=True)
     if PartialState().is_main_process:
-        folder = plan.output_dir / f"{published}-seed{plan.seeds[0]}"
         write_comparison_card(folder / "README.md", comparison)
         plot_comparison(comparison, plan.output_dir / "comparison.png")
         print(f"results and plot: {plan.output_dir}; card: {folder}", flush=True)
+    if repo_id is not None:
+        for name in ("comparison.json", "comparison.png"):
+            shutil.copy(plan.output_dir / name, folder)
+        print(f"pushed to {push(folder, repo_id)}")
     return comparison
 
 
@@ -124,13 +137,17 @@ def is_finished(words: Sequence[str], folder: Path) -> bool:
         ValueError: If the folder holds a run with other options.
     """
     began = folder / "options.json"
-    shown = without_tokens(words)
-    if began.exists() and json.loads(began.read_text()) != shown:
+    if began.exists() and json.loads(began.read_text()) != shown(words):
         raise ValueError(
             f"{str(folder)!r} holds a run with other options: pass another `--output_dir`, or "
             "remove that folder."
         )
     return (folder / "run.json").exists()
+
+
+def shown(words: Sequence[str]) -> list[str]:
+    """Return the words that say what is trained: not where it is pushed, and no token."""
+    return without_tokens(without_options(words, *OF_THE_HUB))
 
 
 def finish(words: Sequence[str], folder: Path) -> None:
@@ -141,10 +158,11 @@ def finish(words: Sequence[str], folder: Path) -> None:
         if not resumed:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "options.json", without_tokens(words))
+        write_json(folder / "options.json", shown(words))
     state.wait_for_everyone()
     torch.compiler.reset()  # or the next model counts as the last one's recompilation
-    train([*words, f"--output_dir={folder}"] + ["--resume_from_checkpoint=last"] * resumed)
+    told = [*words, f"--output_dir={folder}", "--push_to_hub=false"]  # whatever a file says
+    train(told + ["--resume_from_checkpoint=last"] * resumed)
     if state.is_main_process:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from checkpoints import find_checkpoint, require_fitting
+from hub import OF_THE_HUB, HubError, create_repo, push
 from loading import load_splits, model_source, task_of
 from options import DataOptions, ModelOptions, parse_options
 from resolved import as_yaml
@@ -20,6 +21,7 @@ from stopwatch import Stopwatch
 from tasks import Task
 from transformers import set_seed
 from transformers.utils import logging
+from words import without_options
 
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.metrics import compute_metrics, rank_classes
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
             print_config(argv)
             return {}
         return train(argv).metrics
-    except RecipeError as error:
+    except (RecipeError, HubError) as error:
         sys.exit(f"finetune.py: {error}")
     except KeyboardInterrupt:
         sys.exit(
@@ -95,17 +97,24 @@ def print_config(argv: Sequence[str]) -> None:
 
 
 def train(argv: Sequence[str]) -> RunRecord:
-    """Fine-tune as the words of a command line say, and save model, record and card.
+    """Fine-tune as the words of a command line say, save model, record and card, and push them.
 
     Raises:
         RecipeError: For input that does not do.
+        HubError: If nothing can be pushed, before training; or if the push failed, after it.
     """
     try:
         data, model, args = parse_options(argv)
+        # Or the Trainer would push too: all that lies in the folder, under a card of its own.
+        is_pushed, args.push_to_hub = args.push_to_hub, False
         run = load(data, model, args)
         trainer = build_trainer(data, args, run)
     except (ImportError, ValueError) as error:
         raise RecipeError(str(error)) from error
+    output_dir, is_main = Path(args.output_dir), trainer.is_world_process_zero()
+    repo_id = None
+    if is_pushed and is_main:
+        repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
     try:
         train_metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
         metrics = {**train_metrics, **trainer.evaluate()}
@@ -115,11 +124,12 @@ def train(argv: Sequence[str]) -> RunRecord:
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
     record = describe(argv, data, run, trainer, metrics)
-    if trainer.is_world_process_zero():
-        output_dir = Path(args.output_dir)
+    if is_main:
         write_run_card(output_dir / "README.md", record)
         record.write(output_dir / "run.json")  # the last: where it is, the run has ended
         print(f"\n{results_table(metrics)}\n\nmodel, metrics and card: {args.output_dir}")
+    if repo_id is not None:
+        print(f"pushed to {push(output_dir, repo_id)}")
     return record
 
 
@@ -201,6 +211,7 @@ def describe(
     base = Path(source.name).name
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
     launcher = ["accelerate", "launch"] if launched else ["python"]
+    told = without_options(argv, "resume_from_checkpoint", *OF_THE_HUB)  # not how it was trained
     is_hub = source.own_weights and not local
     callbacks = trainer.callback_handler.callbacks  # resuming replaces the one that was passed
     log = trainer.state.log_history
@@ -216,7 +227,7 @@ def describe(
         base_model=(source.name if "/" in source.name else f"timm/{base}") if is_hub else None,
         timm=run.classifier.processor is None,
         report=str(run.classifier.report),
-        command=" ".join(without_tokens([*launcher, "recipes/finetune.py", *_told(argv)])),
+        command=" ".join(without_tokens([*launcher, "recipes/finetune.py", *told])),
         metrics={name: metrics[name] for name in ("eval_loss", *METRICS)},
         gradient_evaluations=trainer.state.global_step * (2 if args.rho > 0 else 1),
         seconds=round(stopwatch.seconds, 1),
@@ -242,16 +253,6 @@ def _remarks(run: Run) -> list[str]:
     if run.source.name in CIFAR_NETWORKS:
         remarks.append("Loading this network takes an `import hf_sam.vision` before.")
     return remarks
-
-
-def _told(argv: Sequence[str]) -> list[str]:
-    """Return the words without the resuming, which is not of what was trained."""
-    words = list(argv)
-    for i, word in enumerate(words):
-        if word.startswith("--resume_from_checkpoint"):
-            del words[i : i + (1 if "=" in word else 2)]
-            break
-    return words
 
 
 if __name__ == "__main__":

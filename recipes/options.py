@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from config_file import near, recipe_of, words_of
+from hub import require_token
 from tasks import TASKS
 from transformers import HfArgumentParser
+from words import near, recipe_of, words_of
 
 from hf_sam import SAMConfig
 
@@ -34,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "logging_steps": 10,
+    "hub_strategy": "end",
     "restore_callback_states_from_checkpoint": True,  # the stopwatch
     "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,
     "dataloader_pin_memory": torch.cuda.is_available(),
@@ -280,11 +282,19 @@ def parse_options(
         batch.apply(args)
     if args.dataloader_drop_last:
         raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
-    if args.push_to_hub:
-        raise ValueError(
-            "`push_to_hub` comes with a later release: push the finished folder, card and all, "
-            f"with `hf upload owner/name {args.output_dir}`."
-        )
     if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
+    _check_pushing(args)
     return data, model, args
+
+
+def _check_pushing(args: SAMConfig) -> None:
+    for name, only in (("hub_strategy", "end"), ("hub_always_push", False), ("hub_revision", None)):
+        if (value := getattr(args, name)) != only:
+            value = getattr(value, "value", value)
+            raise ValueError(
+                f"`{name}` must be {only}, got {value}: a run is pushed once, to main, when it has "
+                "ended. Leave the option out."
+            )
+    if args.push_to_hub:
+        require_token()

@@ -1,13 +1,15 @@
 """Every field has its help and its rule, and a broken rule says so."""
 
 import math
+import pickle
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
-from hf_sam import SAMArguments, SAMConfig
+from hf_sam import SAMArguments, SAMConfig, SAMSeq2SeqConfig
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rho": -0.1}, "`rho` must be >= 0, got -0.1"),
@@ -78,3 +80,14 @@ def test_defaults_are_the_papers() -> None:
     assert (args.rho, args.adaptive, args.eta, args.perturbation_norm) == (0.05, False, 0.01, 2.0)
     assert (args.ascent_scope, args.replay_rng) == (None, True)
     assert issubclass(SAMConfig, TrainingArguments)
+
+
+@pytest.mark.parametrize("config", [SAMConfig, SAMSeq2SeqConfig])
+def test_no_token_is_pickled(config: type[TrainingArguments], tmp_path: Path) -> None:
+    """The Trainer pickles its arguments into each checkpoint, and pushes them."""
+    args = config(output_dir=str(tmp_path), rho=0.3, hub_token="secret")
+    again = pickle.loads(pickle.dumps(args))
+    assert b"secret" not in pickle.dumps(args)
+    assert args.hub_token == "secret"
+    assert again.hub_token is None
+    assert again.to_dict() | {"hub_token": None} == args.to_dict() | {"hub_token": None}

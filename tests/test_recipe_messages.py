@@ -54,7 +54,12 @@ OPTIONS: list[tuple[str, str]] = [
     ("--max_train_samples 0", "`max_train_samples` must be >= 1, got 0"),
     ("--image_size 0", "`image_size` must be >= 1, got 0"),
     ("--config none.yaml", "`--config` 'none.yaml' cannot be read as YAML"),
-    ("--push_to_hub", "`push_to_hub` comes with a later release: push the finished folder"),
+    (
+        "--hub_strategy every_save",
+        "`hub_strategy` must be end, got every_save: a run is",
+    ),
+    ("--hub_revision draft", "`hub_revision` must be None, got draft"),
+    ("--hub_always_push", "`hub_always_push` must be False, got True"),
     ("--resume_from_checkpoint last", "needs a checkpoint in .*, and there is none"),
     ("--resume_from_checkpoint nowhere", "must be a checkpoint folder of the Trainer, or last"),
     ("--model test_vit --init_scratch --freeze_batch_norm", "needs a model with BatchNorm"),

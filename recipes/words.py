@@ -1,7 +1,8 @@
-"""A YAML file of options: a recipe."""
+"""Words of a command line: those that a recipe stands for, and those that are left out."""
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -54,3 +55,14 @@ def recipe_of(dataset: str | None) -> Path | None:
     shown = Path(*path.parts[-3:])
     logger.warning(f"recipe: {shown}; options given win over it, and --config takes another")
     return path
+
+
+def without_options(words: Sequence[str], *beginnings: str) -> list[str]:
+    """Leave out the options whose names begin with one of these, and their values."""
+    kept, is_left_out = [], False
+    for word in words:
+        if word.startswith("--"):
+            is_left_out = word.removeprefix("--").replace("-", "_").startswith(beginnings)
+        if not is_left_out:
+            kept.append(word)
+    return kept

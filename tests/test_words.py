@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import config_file
 import finetune
 import plan
 import pytest
+import words
 import yaml
 from images import message_of
 from options import parse_options
@@ -20,11 +20,11 @@ def picked(*argv: str) -> list[str]:
         said.append(record.getMessage())
         return True
 
-    config_file.logger.addFilter(listen)
+    words.logger.addFilter(listen)
     try:
         parse_options(argv)
     finally:
-        config_file.logger.removeFilter(listen)
+        words.logger.removeFilter(listen)
     return said
 
 
