@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import datasets
-from options import DataOptions, ModelOptions
+from fields import DataOptions, ModelOptions
 from tasks import TASKS, Task
 from transformers.utils import logging
 

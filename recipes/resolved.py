@@ -5,8 +5,9 @@ from typing import Any
 
 import timm
 import yaml
+from fields import DataOptions, ModelOptions
 from loading import model_source, task_of
-from options import DEFAULTS, DataOptions, ModelOptions
+from options import DEFAULTS
 from transformers import TrainingArguments
 
 from hf_sam import SAMArguments, SAMConfig

@@ -239,7 +239,7 @@ def test_every_option_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in TASKS)
-    from options import DataOptions, ModelOptions
+    from fields import DataOptions, ModelOptions
     from transformers import HfArgumentParser
 
     parser = HfArgumentParser((DataOptions, ModelOptions, SAMConfig))
