@@ -1,11 +1,13 @@
 """What a user can set: SAM's fields, their help and their rules."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .perturbation import require_valid_ascent
+from .schedule import RHO_SCHEDULES
 
 ASCENT_SCOPES = ("micro_batch", "rank", "global")
 
@@ -52,6 +54,35 @@ class SAMArguments:
             "device's micro-batch, as in the paper), rank (one device's micro-batches of an "
             "optimizer step) or global (those of all devices: the effective batch, at the price "
             "of one more gradient reduction). Unset means micro_batch."
+        },
+    )
+    ascent_interval: int = field(
+        default=1,
+        metadata={
+            "help": "Ascend at every k-th optimizer step only; the steps between are the base "
+            "optimizer's. Costs 1 + 1/k passes a step instead of 2."
+        },
+    )
+    ascent_start: float = field(
+        default=0.0,
+        metadata={
+            "help": "When SAM begins: below 1 as a share of the run's optimizer steps, from 1 on "
+            "in steps, as for `warmup_steps`. Until then the steps are the base optimizer's."
+        },
+    )
+    rho_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How rho changes: constant; or linear or cosine, which begin at rho when the "
+            "learning rate's warm-up has ended, without an ascent until then, and fall to 0."
+        },
+    )
+    perturb: str = field(
+        default="all",
+        metadata={
+            "help": "Which trainable parameters are perturbed: all; norm, those of normalisation "
+            "layers only (SAM-ON: rho about ten times larger); or names of modules, separated by "
+            "commas. All are trained."
         },
     )
     replay_rng: bool = field(
@@ -107,6 +138,30 @@ class SAMArguments:
             raise ValueError(
                 f"`ascent_scope` must be one of {', '.join(ASCENT_SCOPES)}, "
                 f"got {self.ascent_scope!r}: leave it out for the paper's micro_batch."
+            )
+        self._require_valid_schedule()
+
+    def _require_valid_schedule(self) -> None:
+        interval, start = self.ascent_interval, self.ascent_start
+        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+            raise ValueError(
+                f"`ascent_interval` must be a whole number >= 1, got {interval!r}: 1 ascends at "
+                "every step."
+            )
+        if not (isinstance(start, int | float) and math.isfinite(start) and start >= 0):
+            raise ValueError(f"`ascent_start` must be >= 0, got {start!r}: 0 is from the start.")
+        if start > 1 and start != int(start):
+            raise ValueError(
+                f"`ascent_start` must be a share below 1 or whole steps, got {start}: round it."
+            )
+        if self.rho_schedule not in RHO_SCHEDULES:
+            raise ValueError(
+                f"`rho_schedule` must be one of {', '.join(RHO_SCHEDULES)}, got "
+                f"{self.rho_schedule!r}: leave it out for a constant rho."
+            )
+        if not isinstance(self.perturb, str) or not self.perturb:
+            raise ValueError(
+                f"`perturb` must be all, norm or names of modules, got {self.perturb!r}."
             )
 
 

@@ -62,6 +62,31 @@ class StepLog:
             fidelity=self.fidelity,
         )
 
+    def entries(self, of_ranks: Tensor) -> dict[str, float]:
+        """Return what is logged, over the steps that had a perturbation.
+
+        `perturbed_loss` is averaged as the Trainer's `loss` is, `sharpness` is perturbed minus
+        clean, and `ascent_grad_norm` the L2 norm of the clean gradient of the mean loss, averaged
+        over perturbations and ranks. (It is off where a model accepts `num_items_in_batch` and
+        ignores it, unless `loss_is_scaled_for_ga` is False.) For weights of fewer bits than
+        float32, `perturbation_fidelity` is the share of the norm that rounding left and
+        `perturbation_cosine` says how well it kept the direction, both at the first perturbation.
+
+        Args:
+            of_ranks: Of shape (ranks, 6), each row from `sums`. Synchronises with the host.
+        """
+        clean, moved, norm, ascents, _, _ = of_ranks.double().sum(dim=0).tolist()
+        steps = len(of_ranks) * self.steps
+        entries = {
+            "perturbed_loss": moved / steps,
+            "sharpness": (moved - clean) / steps,
+            "ascent_grad_norm": norm / ascents,
+        }
+        if self.fidelity is not None:
+            ratio, cosine = of_ranks[:, 4:].nanmean(dim=0).tolist()
+            entries |= {"perturbation_fidelity": ratio, "perturbation_cosine": cosine}
+        return entries
+
     def sums(self, device: torch.device) -> Tensor:
         """Return the three sums, the number of perturbations and the fidelity (nan where unknown).
 

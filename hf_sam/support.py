@@ -2,12 +2,15 @@
 
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
-from transformers.utils import is_sagemaker_mp_enabled
+from transformers.utils import is_sagemaker_mp_enabled, logging
 
 from .config import SAMArguments
 from .distributed import require_supported_backend, require_supported_model
+from .schedule import AscentSchedule, steps_of
+
+logger = logging.get_logger(__name__)
 
 # trl's, which generate text inside each training step
 GENERATING = frozenset(
@@ -75,3 +78,20 @@ def _backend(trainer: Trainer) -> str:
     if trainer.accelerator.is_fsdp2:
         return "FSDP2"
     return trainer.accelerator.distributed_type.value
+
+
+def planned_schedule(args: TrainingArguments, sam: SAMArguments, max_steps: int) -> AscentSchedule:
+    """Return when a run of `max_steps` optimizer steps ascends; warn where it never does."""
+    schedule = AscentSchedule(
+        interval=sam.ascent_interval,
+        start=steps_of(sam.ascent_start, max_steps),
+        shape=sam.rho_schedule,
+        warmup=args.get_warmup_steps(max_steps),
+        total=max_steps,
+    )
+    if sam.rho > 0 and not schedule.ascents(max_steps):
+        logger.warning(
+            f"SAM will never be active: it would begin at step {schedule.begin} of {max_steps}. "
+            "Lower `ascent_start`, or train for longer."
+        )
+    return schedule

@@ -1,7 +1,7 @@
 """The order of SAM's two passes inside the Trainer's training step."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +34,10 @@ from .perturbation import (
     take_gradients,
 )
 from .replay import counters_kept, random_state, replayed, restorer, running_stats_kept
+from .schedule import AscentSchedule
+from .selection import perturbed_parameters
 from .step_log import StepLog
-from .support import check_backend, check_model
+from .support import check_backend, check_model, planned_schedule
 from .window import MicroBatch, Window
 
 logger = logging.get_logger(__name__)
@@ -60,6 +62,8 @@ class SAMMixin(AnyTrainer):
 
     counted_once = ("_metrics", "_stored_metrics", "_total_train_tokens")  # by trl's losses
     _step_log = StepLog()  # frozen: each training starts its own
+    _schedule = AscentSchedule()
+    _perturbed: Container[Tensor] | None = None  # None: all
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
     _is_supported = _is_fidelity_known = _is_sharded = False
@@ -91,7 +95,7 @@ class SAMMixin(AnyTrainer):
         Returns:
             The clean loss of shape (), scaled and detached as the plain Trainer returns it.
         """
-        if self.sam_arguments.rho == 0 and self._window is None:
+        if self._rho == 0 and self._window is None:
             return super().training_step(model, inputs, num_items_in_batch)
         if not self._is_supported:  # rho was 0 when training started, or it has not
             check_backend(self, self.sam_arguments)
@@ -110,7 +114,7 @@ class SAMMixin(AnyTrainer):
                 # what the model changes in place must not reach the perturbed pass
                 copied = replace(micro_batch, inputs=recursively_apply(torch.clone, inputs))
                 clean_loss = self._pass(model, copied, reduced=window.scope == "global")
-                window.clean_grad = take_gradients(params.values())
+                window.clean_grad = take_gradients(params.values(), only=self._perturbed)
             window.clean_losses.append(clean_loss)
             window.group.append(micro_batch)
             window.steps += 1
@@ -145,34 +149,19 @@ class SAMMixin(AnyTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add to a training entry what the two passes found out since the last one.
 
-        `perturbed_loss` is averaged as the Trainer's `loss` is, `sharpness` is their difference,
-        and `ascent_grad_norm` the L2 norm of the clean gradient of the mean loss, averaged over
-        perturbations and ranks; all over the steps that had a perturbation. (The norm is off where
-        a model accepts `num_items_in_batch` and ignores it, unless `loss_is_scaled_for_ga` is
-        False.) For weights of fewer bits than float32, `perturbation_fidelity` is the share of the
-        norm that rounding left, `perturbation_cosine` says how well it kept the direction: both at
-        the first perturbation since the last entry.
-
         Args:
-            logs: The entry; changed in place.
+            logs: The entry; changed in place, by `StepLog.entries`.
             start_time: When training started, which the Trainer gives with training entries only.
         """
         if start_time is not None and "loss" in logs and self._step_log.ascents:
             sums = self.accelerator.gather(self._step_log.sums(self.args.device))
-            clean, moved, norm, ascents, _, _ = sums.double().sum(dim=0).tolist()
-            steps = len(sums) * self._step_log.steps
-            logs["perturbed_loss"] = moved / steps
-            logs["sharpness"] = (moved - clean) / steps
-            logs["ascent_grad_norm"] = norm / ascents
-            if self._step_log.fidelity is not None:
-                ratio, cosine = sums[:, 4:].nanmean(dim=0).tolist()
-                logs["perturbation_fidelity"], logs["perturbation_cosine"] = ratio, cosine
+            logs.update(self._step_log.entries(sums))
             self._step_log = StepLog()
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Count the operations of both passes over `inputs`, in FLOPs."""
-        passes = 2 if self.sam_arguments.rho > 0 else 1
+        passes = 2 if self._rho > 0 else 1
         return int(passes * super().floating_point_ops(inputs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -187,6 +176,7 @@ class SAMMixin(AnyTrainer):
         """Check, once backend and then model are known, that SAM can train them."""
         self._step_log, self._window = StepLog(), None
         self._is_supported = self._is_fidelity_known = False
+        self._schedule = planned_schedule(self.args, self.sam_arguments, max_steps)
         if self.sam_arguments.rho > 0:
             check_backend(self, self.sam_arguments)
         model, train_dataloader = super()._prepare_for_training(
@@ -198,16 +188,23 @@ class SAMMixin(AnyTrainer):
 
     def _check_model(self, model: nn.Module) -> None:
         check_model(self, self.sam_arguments, model)
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        self._perturbed = perturbed_parameters(bare, self.sam_arguments.perturb)
         self._is_sharded = is_sharded(model)
         if self._is_sharded:
             logger.info("The parameters are sharded: `ascent_scope` is global.")
         self._is_supported = True
 
     @property
-    def _scope(self) -> str:
-        if self._is_sharded:
-            return "global"
-        return self.sam_arguments.ascent_scope or "micro_batch"
+    def gradient_evaluations(self) -> int:
+        """Forward-backward passes over an effective batch that this run has made up to now."""
+        steps = self.state.global_step
+        return steps + (self._schedule.ascents(steps) if self.sam_arguments.rho > 0 else 0)
+
+    @property
+    def _rho(self) -> float:
+        """The radius at this optimizer step; 0 where it is the base optimizer's."""
+        return self.sam_arguments.rho * self._schedule.share_at(self.state.global_step)
 
     @contextmanager
     def _current_window(self, model: nn.Module) -> Iterator[Window]:
@@ -216,8 +213,9 @@ class SAMMixin(AnyTrainer):
         A micro-batch whose clean pass fails is left out of its window, if training goes on.
         """
         if self._window is None:
+            default = "global" if self._is_sharded else "micro_batch"
             self._window = Window(
-                scope=self._scope,
+                scope=self.sam_arguments.ascent_scope or default,
                 length=self.current_gradient_accumulation_steps,
                 begun_at=self.state.global_step,
                 undo_stats=restorer(model),
@@ -254,7 +252,7 @@ class SAMMixin(AnyTrainer):
         perturbation = compute_perturbation(
             params,
             clean_grad,
-            rho=sam.rho,
+            rho=self._rho,
             adaptive=sam.adaptive,
             eta=sam.eta,
             perturbation_norm=sam.perturbation_norm,

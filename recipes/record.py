@@ -59,7 +59,7 @@ def describe(
         report=str(run.classifier.report),
         command=" ".join(without_tokens([*launcher, "recipes/finetune.py", *told])),
         metrics={name: metrics[name] for name in ("eval_loss", *METRICS)},
-        gradient_evaluations=trainer.state.global_step * (2 if args.rho > 0 else 1),
+        gradient_evaluations=trainer.gradient_evaluations,
         seconds=round(stopwatch.seconds, 1),
         data_options=_chosen(data),
         data_license=run.task.license,

@@ -55,7 +55,7 @@ def train(case: Case, folder: Path, role: str, reference_scope: str | None = Non
         settings |= copy.deepcopy(case.sam)
     if role == "reference":
         named = {REFERENCE_NAME[k]: v for k, v in case.sam.items() if k in REFERENCE_NAME}
-        more["sam"] = {"scope": reference_scope or case.scope, **named}
+        more["sam"] = {"scope": reference_scope or case.scope, **named, **case.meaning}
     name = REFERENCE_MODEL.get(case.model, case.model) if role == "reference" else case.model
     on_shards = case.fsdp and role == "sam"
     with fsdp2_on_cpu() if on_shards else nullcontext():

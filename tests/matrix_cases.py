@@ -30,6 +30,7 @@ class Case:
     data: str = ""  # the model's own unless named
     settings: Mapping[str, Any] = field(default_factory=dict)
     sam: Mapping[str, Any] = field(default_factory=dict)
+    meaning: Mapping[str, Any] = field(default_factory=dict)  # of `sam` to the reference
     ddp: Mapping[str, Any] = field(default_factory=dict)  # of the accelerator's ddp_handler
     callback: type[TrainerCallback] | None = None
     tolerance: float = FLOAT64
@@ -104,6 +105,19 @@ MODES: dict[str, dict[str, Any]] = {
     },
     "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
     "perturbation_norm=inf": {"sam": {"perturbation_norm": float("inf"), "rho": 0.005}},
+    "ascent_interval": {
+        "sam": {"ascent_interval": 2},
+        "meaning": {"share": lambda step: float(step % 2 == 0)},
+    },
+    "ascent_start and a falling rho": {
+        "sam": {"ascent_start": 0.3, "rho_schedule": "linear", "rho": 0.2},
+        "meaning": {"share": lambda step: [0, 0, 1, 0.75, 0.5, 0.25][step], "rho": 0.2},
+    },
+    "perturb=norm": {
+        "model": "batch_norm",
+        "sam": {"perturb": "norm", "rho": 0.5},
+        "meaning": {"perturb": lambda name: name.startswith("body.1.")},
+    },
     "label smoothing": {
         "model": "configured",
         "settings": {"label_smoothing_factor": 0.1},
@@ -218,6 +232,13 @@ def sharded() -> Iterator[Case]:
             "settings": {"optim": "adamw_torch", "learning_rate": 0.01, "max_grad_norm": 0.1}
         },
         "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
+        "perturb one module at every second step": {
+            "sam": {"perturb": "body.0", "ascent_interval": 2},
+            "meaning": {
+                "perturb": lambda name: name.startswith("body.0."),
+                "share": lambda step: float(step % 2 == 0),
+            },
+        },
         "dropout and BatchNorm": {
             "model": "dropout_and_batch_norm",
             "settings": {"ddp_broadcast_buffers": False},  # FSDP2 broadcasts none

@@ -34,11 +34,12 @@ def sam_gradient(
     p: float = 2.0,
     adaptive: Tensor | None = None,
     eta: float = 0.01,
+    moved: Tensor | float = 1.0,
 ) -> Tensor:
     """Mean over the window of each micro-batch's gradient at w + epsilon (m-sharpness).
 
     Each micro-batch has its own epsilon, or one is `shared` by the window. `adaptive` is a mask of
-    the weights that ASAM scales (2102.11600, official code).
+    the weights that ASAM scales (2102.11600, official code), `moved` of those that epsilon moves.
     """
     draws, clean = [], []
     for batch in window:
@@ -50,7 +51,7 @@ def sam_gradient(
     scale = None if adaptive is None else torch.where(adaptive, w.abs() + eta, 1.0)
     total = torch.zeros_like(w)
     for batch, before, g in zip(window, draws, clean, strict=True):
-        epsilon = perturbation(g, rho=rho, p=p, scale=scale) if rho else 0.0
+        epsilon = perturbation(g * moved, rho=rho, p=p, scale=scale) if rho else 0.0
         torch.set_rng_state(before)
         total += gradient(w + epsilon, batch)
     torch.set_rng_state(after)
@@ -98,9 +99,14 @@ def flat_weights(model: nn.Module) -> Tensor:
 
 def weight_mask(model: nn.Module) -> Tensor:
     """Which entries of the flat vector belong to tensors whose name contains `weight`."""
+    return name_mask(model, lambda name: "weight" in name)
+
+
+def name_mask(model: nn.Module, chosen: Callable[[str], bool]) -> Tensor:
+    """Which entries of the flat vector belong to tensors whose name is chosen."""
     return torch.cat(
         [
-            torch.full((p.numel(),), "weight" in name)
+            torch.full((p.numel(),), chosen(name))
             for name, p in model.named_parameters()
             if p.requires_grad
         ]

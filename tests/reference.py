@@ -20,22 +20,26 @@ AnyTrainer: Any = object  # what the mixin is mixed into
 
 
 class ReferenceMixin(AnyTrainer):
-    """`sam` holds scope, rho, p, adaptive and eta."""
+    """`sam` holds scope, rho, p, adaptive and eta; `share` of rho by step, `perturb` by name."""
 
     def __init__(self, *args: Any, sam: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         defaults = {"scope": "micro_batch", "rho": 0.05, "p": 2.0, "adaptive": False, "eta": 0.01}
-        self.sam = {**defaults, **sam}
+        self.sam = {**defaults, "share": lambda step: 1.0, "perturb": lambda name: True, **sam}
         self.group: list[tuple[Batch, Any, Tensor, Tensor]] = []
         self.steps_of_window = 0
 
     def _prepare_for_training(self, *args: Any) -> Any:
-        self.logged_at = 0
         self.found: dict[str, list[Tensor]] = {"clean": [], "perturbed": [], "norm": []}
+        self.ascents = 0  # steps with one since the last log entry
         return super()._prepare_for_training(*args)
 
+    @property
+    def rho(self) -> float:
+        return self.sam["rho"] * self.sam["share"](self.state.global_step)
+
     def floating_point_ops(self, inputs: Batch) -> int:
-        return 2 * super().floating_point_ops(inputs)
+        return (1 + (self.rho > 0)) * super().floating_point_ops(inputs)
 
     def get_batch_samples(self, *args: Any) -> Any:
         self.group, self.steps_of_window = [], 0
@@ -66,9 +70,15 @@ class ReferenceMixin(AnyTrainer):
     ) -> Tensor:
         draws = torch.get_rng_state()
         loss, pieces = self._gradients(bare, params, inputs, items)
+        last = self.steps_of_window == self.current_gradient_accumulation_steps
+        if self.rho == 0:
+            add(pieces, params)
+            if last:
+                average_gradients(params)
+            return loss
+        self.ascents += last
         self.found["clean"].append(loss)
         self.group.append((inputs, items, draws, flatten(pieces, params)))
-        last = self.steps_of_window == self.current_gradient_accumulation_steps
         if last or self.sam["scope"] == "micro_batch":
             w, buffers = flatten(params, params), [b.clone() for b in bare.buffers()]
             after = torch.get_rng_state()
@@ -87,15 +97,15 @@ class ReferenceMixin(AnyTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to a training entry what the two passes found, averaged over ranks."""
-        if "loss" in logs and start_time is not None:
+        if "loss" in logs and start_time is not None and self.ascents:
             sums = {name: torch.stack(values).sum() for name, values in self.found.items()}
             on_ranks(dist.all_reduce, list(sums.values()))
             ranks = self.accelerator.num_processes
-            steps = ranks * (self.state.global_step - self.logged_at)
+            steps = ranks * self.ascents
             logs["perturbed_loss"] = float(sums["perturbed"] / steps)
             logs["sharpness"] = float((sums["perturbed"] - sums["clean"]) / steps)
             logs["ascent_grad_norm"] = float(sums["norm"] / (ranks * len(self.found["norm"])))
-            self.found, self.logged_at = {name: [] for name in self.found}, self.state.global_step
+            self.found, self.ascents = {name: [] for name in self.found}, 0
         super().log(logs, start_time)
 
     def _gradients(
@@ -112,6 +122,7 @@ class ReferenceMixin(AnyTrainer):
     def _add_sam_gradients(self, bare: nn.Module, params: list[nn.Parameter], w: Tensor) -> None:
         """Add to `p.grad` the gradients of the group's micro-batches at w + their epsilon."""
         g = torch.stack([g for *_, g in self.group]).sum(0) / self._weight_in_window()
+        g = g * oracles.name_mask(bare, self.sam["perturb"])
         if self.sam["scope"] == "global":
             on_ranks(dist.all_reduce, [g])
             g = g / self.accelerator.num_processes
@@ -120,15 +131,13 @@ class ReferenceMixin(AnyTrainer):
         epsilon = torch.zeros_like(w)
         if g.any():
             scale = torch.where(self._scaled(bare), w.abs() + self.sam["eta"], 1.0)
-            epsilon = oracles.perturbation(g, rho=self.sam["rho"], p=self.sam["p"], scale=scale)
+            epsilon = oracles.perturbation(g, rho=self.rho, p=self.sam["p"], scale=scale)
         write(params, w + epsilon)
         for inputs, items, draws, _ in self.group:
             torch.set_rng_state(draws)
             loss, pieces = self._gradients(bare, params, inputs, items)
             self.found["perturbed"].append(loss)
-            for p, piece in zip(params, pieces, strict=True):
-                if piece is not None:
-                    p.grad = piece if p.grad is None else p.grad + piece
+            add(pieces, params)
 
     def _weight_in_window(self) -> float:
         """What the group's mean loss was multiplied by, for the window's sum to be its mean."""
@@ -148,6 +157,12 @@ class ReferenceMixin(AnyTrainer):
 
 class ReferenceTrainer(ReferenceMixin, Trainer):
     pass
+
+
+def add(pieces: list[Tensor | None], params: list[nn.Parameter]) -> None:
+    for p, piece in zip(params, pieces, strict=True):
+        if piece is not None:
+            p.grad = piece if p.grad is None else p.grad + piece
 
 
 def on_ranks(collective: Callable[[Tensor], Any], tensors: list[Tensor]) -> None:

@@ -121,13 +121,14 @@ def events_that_saw_other_weights(
     return wrong
 
 
-def resumed_differs(scope: str, folder: Path, *, at: int = 4) -> list[str]:
+def resumed_differs(scope: str, folder: Path, *, at: int = 4, **settings: Any) -> list[str]:
     """Train 8 steps, and again from the checkpoint after `at`; name what is not identical."""
     found = []
     for start in (None, at):
         if start is None:
             emptied(folder)
-        trainer = make_trainer(build(DROPOUT, seed=9 if start else 0), folder, **saving(scope))
+        model = build(DROPOUT, seed=9 if start else 0)
+        trainer = make_trainer(model, folder, **saving(scope, **settings))
         trainer.train(resume_from_checkpoint=start and str(folder / f"checkpoint-{start}"))
         all_ranks_here()
         found.append(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ def oracle_weights(
     gradient: oracles.Gradient | None = None,
     max_grad_norm: float = 0.0,
     draws: list[Tensor] | None = None,
+    rho: float = 0.05,
+    share: Callable[[int], float] = lambda step: 1.0,
     **sam: Any,
 ) -> Tensor:
-    """Train the flat vector of `model`'s weights on the recorded windows."""
+    """Train the flat vector of `model`'s weights on the recorded windows, rho times share(step)."""
     gradient = gradient or oracles.flat_gradient(model)
     w, state = oracles.flat_weights(model), {}
     for step, window in enumerate(windows):
         if draws is not None:
             torch.set_rng_state(draws[step])
-        g = oracles.sam_gradient(gradient, w, window, **sam)
+        g = oracles.sam_gradient(gradient, w, window, rho=rho * share(step), **sam)
         if max_grad_norm:
             g = oracles.clip(g, max_grad_norm)
         if optimizer == "adamw_torch":
@@ -56,9 +59,13 @@ def errors(
     accumulation: int = 1,
     gradient: oracles.Gradient | None = None,
     sam: dict[str, Any] | None = None,
+    expected: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[float, float]:
-    """Train with SAMTrainer and by the oracle; largest and mean error over the largest weight."""
+    """Train with SAMTrainer and by the oracle; largest and mean error over the largest weight.
+
+    `sam` is what the user sets, `expected` what it should mean to the oracle.
+    """
     sam = {"rho": 0.05} if sam is None else sam
     reference = copy.deepcopy(model).double().train()
     recorder, draws = Recorder(), Draws()
@@ -82,7 +89,7 @@ def errors(
     windows = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
     norm = sam.pop("perturbation_norm", 2.0)
     adaptive = oracles.weight_mask(reference) if sam.pop("adaptive", False) else None
-    expected = oracle_weights(
+    weights = oracle_weights(
         reference,
         windows[:STEPS],
         optimizer=optimizer,
@@ -91,9 +98,10 @@ def errors(
         draws=draws.states,
         p=norm,
         adaptive=adaptive,
-        **sam,
+        **{name: value for name, value in sam.items() if name in ("rho", "eta")},
+        **(expected or {}),
     )
-    difference = (oracles.flat_weights(model) - expected).abs() / expected.abs().max()
+    difference = (oracles.flat_weights(model) - weights).abs() / weights.abs().max()
     return float(difference.max()), float(difference.mean())
 
 
