@@ -73,7 +73,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     Raises:
         ValueError: Saying rule, value and remedy.
     """
-    own, common = _parser().parse_known_args(argv)
+    own, common = command_line_parser().parse_known_args(argv)
     for name in OF_THE_PLAN:
         if any(word.split("=")[0].lstrip("-").replace("-", "_") == name for word in common):
             raise ValueError(f"`{name}` is set by the plan, for each run: leave it out.")
@@ -99,7 +99,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     return plan
 
 
-def _parser() -> ArgumentParser:
+def command_line_parser() -> ArgumentParser:
+    """Return the parser of what `compare.py` takes beyond the options of `finetune.py`."""
     parser = ArgumentParser(
         "compare.py",
         usage="compare.py [--seeds N] [--sweep NAME=VALUE,VALUE ...] [--option value ...]",

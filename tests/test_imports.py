@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TORCH_ONLY = ("perturbation", "replay", "distributed", "step_log", "window", "shards")
+TORCH_ONLY = ("perturbation", "schedule", "selection", "replay", "distributed", "step_log")
+TORCH_ONLY += ("window", "shards")
 
 
 def imports(path: Path) -> set[str]:
