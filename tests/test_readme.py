@@ -5,6 +5,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import fields
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))  # run as a script too
+import cards  # noqa: E402
 from comparison import Comparison, Interval, comparison_table  # noqa: E402
 
 from hf_sam import SAMArguments  # noqa: E402
@@ -135,6 +137,21 @@ def with_generated_parts(path: Path) -> str:
 @pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.name)
 def test_generated_parts_are_up_to_date(path: Path) -> None:
     assert with_generated_parts(path) == path.read_text(), "run `python tests/test_readme.py`"
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_cards_come_from_the_json_byte_for_byte(name: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "model_cards" / f"{name}.json", tmp_path)
+    cards.main([str(tmp_path / f"{name}.json")])
+    assert (tmp_path / f"{name}.md").read_bytes() == (
+        ROOT / "model_cards" / f"{name}.md"
+    ).read_bytes(), "run `make cards`"
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_every_comparison_is_shown() -> None:
+    found = {path.stem for path in (ROOT / "model_cards").glob("*.json")}
+    assert found <= set(TITLES), "name it in TITLES, and in docs/results.md"
 
 
 def code_blocks() -> list[str]:

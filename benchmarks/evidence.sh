@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The comparisons of docs/results.md, one after the other: hours on two CPU cores. Finished runs are
+# skipped and an interrupted one goes on from its last epoch: start it again. The results go to
+# model_cards; `make cards` then writes cards, plots and tables from them.
+#
+#   bash benchmarks/evidence.sh               all
+#   bash benchmarks/evidence.sh adamw noise40 some
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# Large tensors are kept between steps instead of given back to the system: docs/results.md.
+export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184
+export MALLOC_TOP_PAD_=268435456
+
+BIRDS=recipes/cub200_first50/mobilenetv2_035.yaml
+# What the first comparison has chosen for each arm, for those that do not choose anew.
+FOUND="--learning_rate 0.02 --arm sam learning_rate=0.04 rho=0.1"
+
+run() { # name, options of compare.py
+    python recipes/compare.py --config $BIRDS --output_dir "runs/$1" "${@:2}"
+    cp "runs/$1/comparison.json" "model_cards/$1.json"
+}
+
+for name in "${@:-sgd adamw food noise40 noise80 m}"; do for part in $name; do
+    case $part in
+    sgd) run cub200_first50-sgd --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 ;;
+    adamw) run cub200_first50-adamw --seeds 3 --optim adamw_torch --weight_decay 0.01 \
+        --sweep learning_rate=0.0005,0.001 rho=0.05,0.1,0.2 ;;
+    food) run food101_first10-sgd --seeds 3 --data_dir data/food101_first10 \
+        --num_train_epochs 6 $FOUND ;; # as many steps as 15 epochs of the birds
+    noise40) run cub200_first50-noise40 --seeds 3 --label_noise 0.4 \
+        --arm mixup rho=0 mixup=0.2 $FOUND ;;
+    noise80) run cub200_first50-noise80 --seeds 3 --label_noise 0.8 \
+        --arm mixup rho=0 mixup=0.2 $FOUND ;;
+    m) run cub200_first50-m --seeds 3 --freeze_batch_norm true --learning_rate 0.04 \
+        --arm m4 m=4 --arm m16 m=16 --arm m64 m=64 --arms base m4 m16 m64 ;;
+    *) echo "evidence.sh: no comparison is called $part" >&2 && exit 1 ;;
+    esac
+done; done
