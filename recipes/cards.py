@@ -19,7 +19,7 @@ def write_comparison_card(path: Path, comparison: Comparison) -> None:
     if comparison.trials:
         parts.append(
             "Each arm's settings had the least error on a tenth of the training images, held out "
-            f"of training; one run each:\n\n{trials_table(comparison)}"
+            f"of training:\n\n{trials_table(comparison)}"
         )
     write_run_card(path, comparison.record, comparison="\n\n".join(parts))
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from cards import write_comparison_card
 from checkpoints import last_complete
-from comparison import METRIC, Comparison, Result, Trial, comparison_table
+from comparison import METRIC, Comparison, Result, Trial, comparison_table, held_out_error
 from finetune import RecipeError, train
 from hub import OF_THE_HUB, HubError, create_repo, push
 from plan import Arm, Plan, parse_plan
@@ -50,9 +50,10 @@ def compare(plan: Plan, command: str) -> Comparison:
         repo_id = create_repo(args.hub_model_id, plan.output_dir, private=args.hub_private_repo)
     progress = Progress(plan)
     trials = [
-        progress.trial(arm.name, {**arm.options, **point})
+        progress.trial(arm.name, {**arm.options, **point}, seed)
         for arm in plan.arms
         for point in plan.trials(arm)
+        for seed in plan.sweep_seeds
     ]
     settings = {arm.name: choose(arm, trials) for arm in plan.arms}
     published = next((n for n, s in settings.items() if plan.has_sam(s)), plan.arms[0].name)
@@ -77,9 +78,11 @@ def compare(plan: Plan, command: str) -> Comparison:
 
 
 def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:
-    """Return the settings of the arm's best trial, the first of equals; its options without any."""
-    own = [trial for trial in trials if trial.arm == arm.name]
-    return min(own, key=lambda trial: trial.held_out_error).settings if own else arm.options
+    """Return the arm's settings of least mean error, the first of equals; its options if none."""
+    own = [trial.settings for trial in trials if trial.arm == arm.name]
+    return min(
+        own, key=lambda settings: held_out_error(trials, arm.name, settings), default=arm.options
+    )
 
 
 class Progress:
@@ -88,16 +91,21 @@ class Progress:
     def __init__(self, plan: Plan) -> None:
         """Count the runs and their cost."""
         self.plan = plan
-        trials = [{**arm.options, **point} for arm in plan.arms for point in plan.trials(arm)]
+        trials = [
+            {**arm.options, **point}
+            for arm in plan.arms
+            for point in plan.trials(arm)
+            for _ in plan.sweep_seeds
+        ]
         runs = [*trials, *(arm.options for arm in plan.arms for _ in plan.seeds)]
         self.left = sum(plan.cost(options) for options in runs)  # as Plan.cost
         self.runs, self.count = len(runs), 0
         self.seconds, self.spent = 0.0, 0.0  # of the runs that this process has trained; as left
 
-    def trial(self, arm: str, settings: Mapping[str, str]) -> Trial:
+    def trial(self, arm: str, settings: Mapping[str, str], seed: int) -> Trial:
         """Train on nine tenths of the training images and measure on the tenth."""
-        seed = self.plan.seeds[0]
-        name = "-".join([arm, *(f"{option}={value}" for option, value in settings.items())])
+        point = [f"{option}={value}" for option, value in settings.items()]
+        name = "-".join([arm, *point, f"seed{seed}"])
         options = {**settings, "holdout": HELD_OUT, "seed": str(seed)}
         record = self.run(name, options, self.plan.output_dir / "sweep" / name)
         return Trial(arm, settings, record.metrics[METRIC], seed)

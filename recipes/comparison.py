@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,12 +133,19 @@ def _difference(comparison: Comparison, arm: str, baseline: str) -> str:
     return str(Interval.of(paired)) if paired else "-"
 
 
+def held_out_error(trials: Sequence[Trial], arm: str, settings: Mapping[str, str]) -> float:
+    """Return the mean held-out error of an arm with these settings, in percent."""
+    return mean(t.held_out_error for t in trials if (t.arm, t.settings) == (arm, settings))
+
+
 def trials_table(comparison: Comparison) -> str:
-    """Render the grid: one row a trial, the chosen one of each arm marked."""
+    """Render the grid: one row a point, the chosen one of each arm marked."""
     chosen = {result.arm: result.settings for result in comparison.results}
-    rows = [["arm", "settings", "error on held-out training images, %", ""], ["---"] * 4]
-    for trial in comparison.trials:
-        settings = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
-        mark = "chosen" if chosen.get(trial.arm) == trial.settings else ""
-        rows.append([f"`{trial.arm}`", settings, f"{trial.held_out_error:.2f}", mark])
+    points = [(trial.arm, tuple(trial.settings.items())) for trial in comparison.trials]
+    rows = [["arm", "settings", "error on held-out training images, %", "seeds", ""], ["---"] * 5]
+    for (arm, settings), n in Counter(points).items():
+        error = held_out_error(comparison.trials, arm, dict(settings))
+        shown = ", ".join(f"{name} {value}" for name, value in settings)
+        mark = "chosen" if chosen.get(arm) == dict(settings) else ""
+        rows.append([f"`{arm}`", shown, f"{error:.2f}", str(n), mark])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

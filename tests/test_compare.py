@@ -10,10 +10,10 @@ from typing import Any
 
 import compare
 import pytest
-from comparison import Comparison, Interval, comparison_table
+from comparison import Comparison, Interval, Trial, comparison_table
 from images import write_parquet
 from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
-from plan import parse_plan
+from plan import Arm, parse_plan
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_what_is_written(straight: Path) -> None:
     card = (straight / "sam-seed0" / "README.md").read_text()
     assert comparison_table(comparison) in card
     assert (straight / "comparison.png").stat().st_size > 5000
-    held_out = json.loads((straight / "sweep" / "sam-rho=0.1" / "run.json").read_text())
+    held_out = json.loads((straight / "sweep" / "sam-rho=0.1-seed0" / "run.json").read_text())
     assert (held_out["train_examples"], held_out["eval_examples"]) == (7, 1)
 
 
@@ -122,6 +122,7 @@ def test_grid_concerns_an_arm_where_it_can() -> None:
 REFUSED = [
     ("--rho 0", "`rho` must be > 0 here"),
     ("--seeds 0", "`seeds` must be >= 1"),
+    ("--sweep_seeds 0", "`sweep_seeds` must be >= 1"),
     ("--seed 3", "`seed` is set by the plan"),
     ("--holdout=0.2", "`holdout` is set by the plan"),
     ("--arms sma", "`arms` must be of base, base_2x, sam, got sma"),
@@ -138,6 +139,19 @@ def test_refused_before_anything_is_trained(options: str, message: str, tmp_path
         compare.main([*options.split(), "--output_dir", str(tmp_path / "out")])
     assert message in str(stop.value.code)
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_chosen_by_the_mean_over_seeds() -> None:
+    errors = {"0.1": (10.0, 30.0), "0.2": (18.0, 20.0), "0.3": (19.0, 19.0), "0.4": (15.0, 40.0)}
+    trials = [
+        Trial("sam", {"rho": rho}, error, seed)
+        for rho, of_seeds in errors.items()
+        for seed, error in enumerate(of_seeds)
+    ]
+    other = [Trial("asam", {"rho": "0.4"}, 1.0, 0)]
+    arm = Arm("sam", {})
+    assert compare.choose(arm, trials + other) == {"rho": "0.2"}, "the first of equals"
+    assert compare.choose(Arm("none", {"rho": "0"}), trials) == {"rho": "0"}
 
 
 def test_interval_is_students() -> None:
