@@ -23,6 +23,8 @@ run() { # name, options of compare.py
 for name in "${@:-sgd adamw food noise40 noise80 m}"; do for part in $name; do
     case $part in
     sgd) run cub200_first50-sgd --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 ;;
+    sgd3) run cub200_first50-sgd3 --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 \
+        --sweep_seeds 3 ;;
     adamw) run cub200_first50-adamw --seeds 3 --optim adamw_torch --weight_decay 0.01 \
         --sweep learning_rate=0.0005,0.001 rho=0.05,0.1,0.2 ;;
     food) run food101_first10-sgd --seeds 3 --data_dir data/food101_first10 \

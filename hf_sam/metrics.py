@@ -61,11 +61,13 @@ def rank_classes(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
         labels: Not used; part of the Trainer's interface.
 
     Returns:
-        Class indices of shape (N, min(TOP, classes)), best first.
+        Class indices of shape (N, min(TOP, classes)), best first; -1, which is no class, where a
+        logit is not finite: a network that has diverged predicts nothing.
     """
     if isinstance(logits, tuple):
         logits = logits[0]
-    return logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
+    ranked = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
+    return ranked.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), -1)
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Model cards that say how a model was trained with SAM, and what came of it."""
 
 import json
+import math
+import os
 import platform
 import re
 import shlex
@@ -63,7 +65,6 @@ class RunRecord:
     data_options: Mapping[str, Any] = field(default_factory=dict)  # crops, augmentation, noise
     data_license: str | None = None
     weights_license: str | None = None  # of the base model, as the Hub names it
-    sharpness: float | None = None  # perturbed minus clean loss, the log's last
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""
@@ -77,9 +78,18 @@ class RunRecord:
 
 def write_json(path: Path, values: Any) -> None:
     """Write values as JSON, whole or not at all: a file that is there is complete."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def _without_nan(values: Any) -> Any:
+    """JSON has no number for what is not finite."""
+    if isinstance(values, Mapping):
+        return {name: _without_nan(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_without_nan(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def write_run_card(path: Path, record: RunRecord, *, comparison: str | None = No
     Args:
         path: The file to write, usually README.md beside the model.
         record: Data, model, command, settings and results.
-        comparison: The run beside the base optimizer over seeds, as Markdown.
+        comparison: The run among others over seeds, as Markdown.
     """
     title = f"{record.base}, {record.dataset}"
     title += f", SAM rho {record.sam['rho']:g}" if record.sam else ""

@@ -4,7 +4,7 @@ python recipes/cards.py model_cards/*.json
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from comparison import Comparison, comparison_table, trials_table
@@ -15,13 +15,32 @@ from hf_sam.model_card import write_run_card
 
 def write_comparison_card(path: Path, comparison: Comparison) -> None:
     """Write the card of the model that a comparison publishes."""
-    parts = [comparison_table(comparison), f"```\n{comparison.command}\n```"]
-    if comparison.trials:
-        parts.append(
-            "Each arm's settings had the least error on a tenth of the training images, held out "
-            f"of training:\n\n{trials_table(comparison)}"
+    write_run_card(path, comparison.record, comparison="\n\n".join(_sections(comparison)))
+
+
+def _sections(comparison: Comparison) -> Iterator[str]:
+    """What a reader must know of the table, and no more than is true of it."""
+    yield comparison_table(comparison)
+    yield f"```\n{comparison.command}\n```"
+    seeds = {len(comparison.of(arm)) for arm in comparison.arms}
+    if max(seeds) > 1:
+        yield (
+            "Mean and 95 % confidence interval (Student's t) over seeds. A seed draws the head, "
+            "order and crops of the images, label noise and a sample of the training images where "
+            "there are any: the interval does not cover other data, settings or networks."
         )
-    write_run_card(path, comparison.record, comparison="\n\n".join(parts))
+    else:
+        yield "One run of each, with one seed: without an interval."
+    yield (
+        "Differences are paired by seed, and below zero where the row's arm errs less. A gradient "
+        "evaluation is one forward-backward pass over an effective batch. The minutes are of "
+        "training with the evaluations and checkpoints in between."
+    )
+    if comparison.trials:
+        yield (
+            "Settings with more than one candidate had the least error on a tenth of the training "
+            f"images, held out of training:\n\n{trials_table(comparison)}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

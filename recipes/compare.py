@@ -4,7 +4,7 @@ python recipes/compare.py --dataset oxford_pets --seeds 5 --sweep rho=0.02,0.05,
 """
 
 import gc
-import json
+import importlib.util
 import shutil
 import sys
 import time
@@ -17,21 +17,25 @@ from cards import write_comparison_card
 from checkpoints import last_complete
 from comparison import METRIC, Comparison, Result, Trial, comparison_table, held_out_error
 from finetune import RecipeError, train
-from hub import OF_THE_HUB, HubError, create_repo, push
+from folder import asked, clear, has_ended, remove_checkpoints
+from hub import HubError, create_repo, push
 from plan import Arm, Plan, parse_plan
 from plots import plot_comparison
-from words import without_options
+from record import command_of
 
-from hf_sam.model_card import METRICS, RunRecord, without_tokens, write_json
+from hf_sam.model_card import METRICS, RunRecord
 
+RunOfPlan = tuple[Mapping[str, str], Path]  # options and folder
 HELD_OUT = "0.1"  # of the training images, as in section 3.1 of arXiv 2010.01412
 
 
 def main(argv: Sequence[str] | None = None) -> Comparison:
     """Run the plan to its end and return what came of it."""
     argv = sys.argv[1:] if argv is None else argv
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("compare.py: the plot needs matplotlib: `pip install 'hf-sam[plots]'`.")
     try:
-        return compare(parse_plan(argv), " ".join(["python recipes/compare.py", *shown(argv)]))
+        return compare(parse_plan(argv), command_of("compare.py", argv))
     except (RecipeError, HubError, ValueError) as error:
         sys.exit(f"compare.py: {error}")
     except KeyboardInterrupt:
@@ -49,6 +53,7 @@ def compare(plan: Plan, command: str) -> Comparison:
     if args.push_to_hub and args.process_index == 0:
         repo_id = create_repo(args.hub_model_id, plan.output_dir, private=args.hub_private_repo)
     progress = Progress(plan)
+    progress.require_own_folders()
     trials = [
         progress.trial(arm.name, {**arm.options, **point}, seed)
         for arm in plan.arms
@@ -102,34 +107,58 @@ class Progress:
         self.runs, self.count = len(runs), 0
         self.seconds, self.spent = 0.0, 0.0  # of the runs that this process has trained; as left
 
-    def trial(self, arm: str, settings: Mapping[str, str], seed: int) -> Trial:
-        """Train on nine tenths of the training images and measure on the tenth."""
+    def require_own_folders(self) -> None:
+        """Raise a ValueError if a folder holds something else, before anything is trained."""
+        for arm in self.plan.arms:
+            points = self.plan.trials(arm)
+            for point in points:
+                for seed in self.plan.sweep_seeds:
+                    self.has_ended(*self.trial_run(arm.name, {**arm.options, **point}, seed))
+            for seed in [] if points else self.plan.seeds:
+                self.has_ended(*self.final_run(arm.name, arm.options, seed))
+
+    def trial_run(self, arm: str, settings: Mapping[str, str], seed: int) -> RunOfPlan:
+        """Return the options and the folder of a run that settings are chosen by."""
         point = [f"{option}={value}" for option, value in settings.items()]
         name = "-".join([arm, *point, f"seed{seed}"])
         options = {**settings, "holdout": HELD_OUT, "seed": str(seed)}
-        record = self.run(name, options, self.plan.output_dir / "sweep" / name)
+        return options, self.plan.output_dir / "sweep" / name
+
+    def final_run(self, arm: str, settings: Mapping[str, str], seed: int) -> RunOfPlan:
+        """Return the options and the folder of a run that is measured on the evaluation split."""
+        return {**settings, "seed": str(seed)}, self.plan.output_dir / f"{arm}-seed{seed}"
+
+    def has_ended(self, options: Mapping[str, str], folder: Path) -> bool:
+        """Say whether a run has ended; raise a ValueError if its folder holds something else."""
+        return has_ended(folder, asked(*self.plan.parsed(options)))
+
+    def trial(self, arm: str, settings: Mapping[str, str], seed: int) -> Trial:
+        """Train on nine tenths of the training images and measure on the tenth."""
+        record = self.run(*self.trial_run(arm, settings, seed))
         return Trial(arm, settings, record.metrics[METRIC], seed)
 
     def result(self, arm: str, seed: int, settings: Mapping[str, str]) -> Result:
         """Train on all training images and measure on the evaluation split."""
-        name = f"{arm}-seed{seed}"
-        options = {**settings, "seed": str(seed)}
-        record = self.run(name, options, self.plan.output_dir / name)
+        record = self.run(*self.final_run(arm, settings, seed))
         metrics = {metric: record.metrics[metric] for metric in METRICS}
         cost = record.gradient_evaluations, record.seconds
-        return Result(arm, seed, settings, metrics, *cost)
+        told = {"rho": f"{record.sam['rho'] if record.sam else 0:g}"}
+        told["learning_rate"] = f"{record.hyperparameters['learning_rate']:g}"
+        return Result(arm, seed, told | dict(settings), metrics, *cost)
 
-    def run(self, name: str, options: Mapping[str, str], folder: Path) -> RunRecord:
+    def run(self, options: Mapping[str, str], folder: Path) -> RunRecord:
         """Train one run of the plan to its end, unless it has got there already."""
-        words, cost, began = self.plan.words(options), self.plan.cost(options), time.monotonic()
+        cost, began = self.plan.cost(options), time.monotonic()
         self.count += 1
-        label = f"[{self.count}/{self.runs}] {name}"
-        if is_new := not is_finished(words, folder):
+        label = f"[{self.count}/{self.runs}] {folder.name}"
+        if is_new := not self.has_ended(options, folder):
             PartialState().print(f"\n{label}: {folder}", flush=True)
-            finish(words, folder)
+            finish(self.plan.words(options), folder)
             self.seconds += time.monotonic() - began
             self.spent += cost
         self.left -= cost
+        if PartialState().is_main_process:
+            remove_checkpoints(folder)
         record = RunRecord.read(folder / "run.json")
         took = f"{(time.monotonic() - began) / 60:.1f} min" if is_new else "finished before"
         left = f"{self.left * self.seconds / self.spent / 60:.0f}" if self.spent else "?"
@@ -138,43 +167,16 @@ class Progress:
         return record
 
 
-def is_finished(words: Sequence[str], folder: Path) -> bool:
-    """Whether the run of these options in this folder has ended.
-
-    Raises:
-        ValueError: If the folder holds a run with other options.
-    """
-    began = folder / "options.json"
-    if began.exists() and json.loads(began.read_text()) != shown(words):
-        raise ValueError(
-            f"{str(folder)!r} holds a run with other options: pass another `--output_dir`, or "
-            "remove that folder."
-        )
-    return (folder / "run.json").exists()
-
-
-def shown(words: Sequence[str]) -> list[str]:
-    """Return the words that say what is trained: not where it is pushed, and no token."""
-    return without_tokens(without_options(words, *OF_THE_HUB))
-
-
 def finish(words: Sequence[str], folder: Path) -> None:
     """Train a run to its end, from its last checkpoint if there is one."""
-    state = PartialState()
     resumed = folder.exists() and last_complete(folder) is not None
-    if state.is_main_process:
-        if not resumed:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "options.json", shown(words))
-    state.wait_for_everyone()
+    if PartialState().is_main_process and not resumed:
+        clear(folder)
+    PartialState().wait_for_everyone()
     torch.compiler.reset()  # or the next model counts as the last one's recompilation
     told = [*words, f"--output_dir={folder}", "--push_to_hub=false"]  # whatever a file says
     train(told + ["--resume_from_checkpoint=last"] * resumed)
-    if state.is_main_process:
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    state.wait_for_everyone()
+    PartialState().wait_for_everyone()
     gc.collect()
 
 

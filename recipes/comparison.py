@@ -146,6 +146,6 @@ def trials_table(comparison: Comparison) -> str:
     for (arm, settings), n in Counter(points).items():
         error = held_out_error(comparison.trials, arm, dict(settings))
         shown = ", ".join(f"{name} {value}" for name, value in settings)
-        mark = "chosen" if chosen.get(arm) == dict(settings) else ""
+        mark = "chosen" if settings and set(settings) <= set(chosen.get(arm, {}).items()) else ""
         rows.append([f"`{arm}`", shown, f"{error:.2f}", str(n), mark])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -32,7 +32,9 @@ class DataOptions:
     image_column: str | None = option("Column of the images.")
     label_column: str | None = option("Column of the labels: class labels, strings or integers.")
     max_train_samples: int | None = option("Train on a random sample of this many examples.")
-    max_eval_samples: int | None = option("Measure on a random sample of this many examples.")
+    max_eval_samples: int | None = option(
+        "Measure on a random sample of this many examples, the same for all seeds."
+    )
     skip_bad_images: bool = option(
         "Leave out images that cannot be decoded, and count them.", False
     )
@@ -66,9 +68,12 @@ class DataOptions:
     )
     holdout: float | None = option(
         "Measure on this share of the training images, held out of training by --seed, and leave "
-        "the evaluation split alone: for choosing settings. The paper holds out 0.1."
+        "the evaluation split alone: for choosing settings. The paper holds out 0.1. With "
+        "--label_noise it has wrong labels too, as a user's own held-out images would."
     )
-    cache_images: bool = option("Decode each image once and keep it in memory.", False)
+    cache_images: bool = option(
+        "Decode each training image once and keep it in memory, of each worker process.", False
+    )
 
     def __post_init__(self) -> None:
         """Check what needs no data."""
@@ -114,7 +119,8 @@ class BatchOptions:
     )
     m: int | None = option(
         "m of m-sharpness: images that share one perturbation, which is a device's micro-batch "
-        "(--per_device_train_batch_size). The images of a step stay as many as without it."
+        "(--per_device_train_batch_size). The images of a step stay as many as without it. Unless "
+        "frozen (--freeze_batch_norm), BatchNorm has batches of m then, too."
     )
 
     def apply(self, args: SAMConfig) -> None:

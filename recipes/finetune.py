@@ -5,12 +5,14 @@ accelerate launch recipes/finetune.py --dataset oxford_pets --rho 0.05
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import torch
 from checkpoints import find_checkpoint, require_fitting
 from fields import DataOptions, ModelOptions
+from folder import RECORD, asked, claimed, note_options
 from hub import HubError, create_repo, push
 from loading import load_splits, model_source, task_of
 from options import parse_options
@@ -78,33 +80,51 @@ def train(argv: Sequence[str]) -> RunRecord:
         RecipeError: For input that does not do.
         HubError: If nothing can be pushed, before training; or if the push failed, after it.
     """
-    try:
-        data, model, args = parse_options(argv)
-        # Or the Trainer would push too: all that lies in the folder, under a card of its own.
-        is_pushed, args.push_to_hub = args.push_to_hub, False
-        run = load(data, model, args)
-        trainer = build_trainer(data, args, run)
-    except (ImportError, ValueError) as error:
-        raise RecipeError(str(error)) from error
-    output_dir, is_main = Path(args.output_dir), trainer.is_world_process_zero()
-    repo_id = None
-    if is_pushed and is_main:
-        repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
-    try:
-        train_metrics = trainer.train(resume_from_checkpoint=run.checkpoint).metrics
-        metrics = {**train_metrics, **trainer.evaluate()}
-    except BadImageError as error:
-        raise RecipeError(str(error)) from error
+    with ExitStack() as held:
+        try:
+            data, model, args = parse_options(argv)
+            # Or the Trainer would push too: all that lies in the folder, under a card of its own.
+            is_pushed, args.push_to_hub = args.push_to_hub, False
+            output_dir, is_main = Path(args.output_dir), args.process_index == 0
+            if is_main:
+                held.enter_context(claimed(output_dir))
+            run = load(data, model, args)
+            if is_main:
+                options = asked(data, model, args)
+                note_options(output_dir, options, resumed=run.checkpoint is not None)
+            trainer = build_trainer(data, args, run)
+        except (ImportError, ValueError) as error:
+            raise RecipeError(str(error)) from error
+        repo_id = None
+        if is_pushed and is_main:
+            repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
+        try:
+            trainer.train(resume_from_checkpoint=run.checkpoint)
+            metrics = trainer.evaluate()
+        except BadImageError as error:
+            raise RecipeError(str(error)) from error
+        record = save(argv, data, run, trainer, metrics)
+        if repo_id is not None:
+            print(f"pushed to {push(output_dir, repo_id)}")
+    return record
+
+
+def save(
+    argv: Sequence[str],
+    data: DataOptions,
+    run: Run,
+    trainer: SAMTrainer,
+    metrics: dict[str, float],
+) -> RunRecord:
+    """Save model, metrics, card and record; the last says that the run has ended."""
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
-    record = describe(argv, data, run, trainer, metrics)
-    if is_main:
+    record, output_dir = describe(argv, data, run, trainer, metrics), Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
         write_run_card(output_dir / "README.md", record)
-        record.write(output_dir / "run.json")  # the last: where it is, the run has ended
-        print(f"\n{results_table(metrics)}\n\nmodel, metrics and card: {args.output_dir}")
-    if repo_id is not None:
-        print(f"pushed to {push(output_dir, repo_id)}")
+        record.write(output_dir / RECORD)
+        print(f"\n{results_table(metrics)}\n\nmodel, metrics and card: {output_dir}")
     return record
 
 

@@ -80,7 +80,7 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     return dataclasses.replace(
         splits,
         train=train,
-        eval=_sample(evaluation, options.max_eval_samples, seed),
+        eval=_sample(evaluation, options.max_eval_samples, 0),  # the same for all seeds
         eval_split=eval_split,
     )
 

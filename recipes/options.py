@@ -11,7 +11,7 @@ import torch
 from fields import BatchOptions, DataOptions, ModelOptions
 from hub import require_token
 from transformers import HfArgumentParser
-from words import near, recipe_of, words_of
+from words import near, recipe_of, without_rivals, words_of
 
 from hf_sam import SAMConfig
 
@@ -69,11 +69,13 @@ def parse_options(
     argv = list(sys.argv[1:] if argv is None else argv)
     first, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ValueError(f"unknown option {unknown[0]}{near(unknown[0].lstrip('-'), names)}")
+        name = unknown[0].split("=")[0]  # its value may be a token
+        raise ValueError(f"unknown option {name}{near(unknown[0].lstrip('-'), names)}")
     if first.config is None and not (first.model or first.weights or first.init_scratch):
         first.config = recipe_of(first.dataset)
     if first.config:
-        argv = [*words_of(Path(first.config), names), *argv]  # the last to say it wins
+        given = without_rivals(words_of(Path(first.config), names), argv)
+        argv = [*given, *argv]  # the last to say it wins
         first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
         parser.set_defaults(optim_args=None)  # momentum is SGD's
@@ -88,6 +90,8 @@ def parse_options(
     data, model, batch, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if batch != BatchOptions():
         batch.apply(args)
+    if data.cache_images and args.dataloader_num_workers > 0:
+        args.dataloader_persistent_workers = True  # or the cache ends with the epoch
     if args.dataloader_drop_last:
         raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
     if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin

@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
+import re
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fields import DataOptions, ModelOptions
 from options import parse_options
 
 from hf_sam import SAMArguments, SAMConfig
+from hf_sam.model_card import without_tokens
 
 HELP = """\
 Each arm is trained with every seed, from the same start, on the same images in the same order:
@@ -21,7 +24,11 @@ Each arm is trained with every seed, from the same start, on the same images in 
 All other options are those of finetune.py and hold for every arm. Finished runs are skipped, and an
 unfinished one goes on from its last checkpoint: type the same command again.
 """
-OF_THE_PLAN = ("seed", "holdout", "resume_from_checkpoint")  # options that no run is told by hand
+# Options that the plan sets, or that are the same for all arms; the last ones by their beginnings.
+OF_THE_PLAN = ("seed", "data_seed", "holdout", "resume_from_checkpoint", "load_best_model_at_end")
+COMMON = (*OF_THE_PLAN, "config", "output_dir", "dataset", "data_dir", "max_eval_samples", "eval_")
+COMMON += ("push_to_hub", "hub_", "print_config")
+LENGTH = ("num_train_epochs", "max_steps")
 SAM_FIELDS = {field.name for field in dataclasses.fields(SAMArguments)}
 
 
@@ -47,7 +54,11 @@ class Plan:
 
     def has_sam(self, options: Mapping[str, str]) -> bool:
         """Whether a run with these options perturbs at all."""
-        return float(options.get("rho", self.args.rho)) > 0
+        return self.parsed(options)[2].rho > 0
+
+    def parsed(self, options: Mapping[str, str]) -> tuple[DataOptions, ModelOptions, SAMConfig]:
+        """Return what a run with these options comes to."""
+        return parse_options(self.words(options))
 
     def trials(self, arm: Arm) -> list[dict[str, str]]:
         """Return the points of the grid that concern an arm; none if there is nothing to choose."""
@@ -63,9 +74,9 @@ class Plan:
 
     def cost(self, options: Mapping[str, str]) -> float:
         """Return a run's gradient evaluations in units of the base optimizer's."""
-        length = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
-        common = float(getattr(self.args, length))
-        return (1 + self.has_sam(options)) * float(options.get(length, common)) / common
+        args = self.parsed(options)[2]
+        length = LENGTH[self.args.max_steps > 0]
+        return (1 + (args.rho > 0)) * getattr(args, length) / getattr(self.args, length)
 
 
 def parse_plan(argv: Sequence[str]) -> Plan:
@@ -75,9 +86,6 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         ValueError: Saying rule, value and remedy.
     """
     own, common = command_line_parser().parse_known_args(argv)
-    for name in OF_THE_PLAN:
-        if any(word.split("=")[0].lstrip("-").replace("-", "_") == name for word in common):
-            raise ValueError(f"`{name}` is set by the plan, for each run: leave it out.")
     if "--print_config" in common:
         raise ValueError("`print_config` is finetune.py's: leave it out.")
     for name in ("seeds", "sweep_seeds"):
@@ -86,19 +94,27 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     data, _, args = parse_options([*common, f"--output_dir={own.output_dir or 'runs/compare'}"])
     if args.rho == 0:
         raise ValueError("`rho` must be > 0 here: the arms base and base_2x are without SAM.")
+    for name in OF_THE_PLAN:
+        value = getattr(data if name == "holdout" else args, name)
+        if value != (SAMConfig.seed if name == "seed" else None) and value is not False:
+            raise ValueError(
+                f"`{name}` is set by the plan, for each run: leave it out, of the `--config` too."
+            )
+    if min(args.num_train_epochs, abs(args.max_steps)) <= 0:
+        raise ValueError(f"`num_train_epochs` must be > 0, got {args.num_train_epochs}.")
     name = Path(data.dataset or data.data_dir or "digits").name
     plan = Plan(
         common=common,
         args=args,
         arms=_arms(own, args),
-        grid=dict(_grid(point) for point in own.sweep),
+        grid=_grid(own.sweep),
         seeds=range(own.first_seed, own.first_seed + own.seeds),
         sweep_seeds=range(own.first_seed, own.first_seed + own.sweep_seeds),
         output_dir=Path(own.output_dir or f"runs/compare-{name}"),
     )
     for arm in plan.arms:
         for point in plan.trials(arm) or [{}]:  # a mistake is said before hours of training
-            parse_options(plan.words({**arm.options, **point}))
+            plan.parsed({**arm.options, **point})
     return plan
 
 
@@ -116,6 +132,7 @@ def command_line_parser() -> ArgumentParser:
     parser.add_argument(
         "--sweep",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE,VALUE",
         help="Choose each arm's settings from the grid of these values: by the error on a tenth of "
@@ -137,7 +154,9 @@ def command_line_parser() -> ArgumentParser:
         help="One more arm, with options of its own: --arm asam adaptive=true rho=0.5. The name "
         "of a standard arm gives that one options.",
     )
-    parser.add_argument("--arms", nargs="+", metavar="NAME", help="Train only these arms.")
+    parser.add_argument(
+        "--arms", nargs="+", action="extend", metavar="NAME", help="Train only these arms."
+    )
     parser.add_argument("--output_dir", help="Where runs and results go.")
     return parser
 
@@ -149,20 +168,40 @@ def _arms(own: Namespace, args: SAMConfig) -> list[Arm]:
     arms: dict[str, dict[str, str]] = {"base": {"rho": "0"}, "base_2x": {"rho": "0"} | twice}
     arms["sam"] = {}
     for name, *options in own.arm:
+        if not re.fullmatch(r"\w[\w.-]*", name) or not options:
+            raise ValueError(
+                f"`--arm` must have a name of letters and digits and options after it, got {name!r}"
+                f" and {options}: --arm asam adaptive=true rho=0.5."
+            )
         arms[name] = arms.get(name, {}) | dict(_option(option) for option in options)
+    (without_effect,) = set(LENGTH) - set(twice)
+    if any(without_effect in options for options in arms.values()):
+        raise ValueError(f"`{without_effect}` has no effect here: the arms' length is {twice}.")
     wanted = own.arms or list(arms)
     if unknown := [name for name in wanted if name not in arms]:
         raise ValueError(f"`arms` must be of {', '.join(arms)}, got {unknown[0]}: see `--arm`.")
     return [Arm(name, arms[name]) for name in arms if name in wanted]
 
 
-def _grid(point: str) -> tuple[str, list[str]]:
-    name, values = _option(point)
-    return name, values.split(",")
+def _grid(points: Sequence[str]) -> dict[str, list[str]]:
+    grid: dict[str, list[str]] = {}
+    for name, values in map(_option, points):
+        if name in grid or name in LENGTH:
+            raise ValueError(
+                f"`--sweep` must name each option once, and not {' or '.join(LENGTH)}, got {name}: "
+                "arms of another length are `--arm long num_train_epochs=30`."
+            )
+        grid[name] = values.split(",")
+    return grid
 
 
 def _option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise ValueError(f"settings must be written NAME=VALUE, got {text!r}.")
+    if not (name and equals and value) or "/" in value:
+        shown = without_tokens([text])[0]
+        raise ValueError(f"settings must be written NAME=VALUE, without slashes, got {shown}.")
+    if name.startswith(COMMON):
+        raise ValueError(
+            f"`{name}` is the same for all arms: give it as --{name}, or leave it out."
+        )
     return name, value

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from comparison import Comparison, Interval
-from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000")  # Okabe-Ito
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
     """Plot each arm's mean error with its 95 % interval, and every run as a dot."""
+    from matplotlib.figure import Figure  # an extra of the package
+
     figure = Figure(figsize=(5, 3.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     widest = max(result.gradient_evaluations for result in comparison.results)

@@ -1,18 +1,21 @@
 """What is said of a finished run, in its record and its card."""
 
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 from fields import DataOptions
 from hub import OF_THE_HUB
 from stopwatch import Stopwatch
 from tasks import Task
 from words import without_options
 
-from hf_sam import SAMTrainer
+from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.model_card import METRICS, RunRecord, settings_of, without_tokens
 from hf_sam.vision import CIFAR_NETWORKS, Classifier, ModelSource, Splits
 
@@ -39,12 +42,8 @@ def describe(
     source, args = run.source, trainer.args
     local = Path(source.name).exists()
     base = Path(source.name).name
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
-    launcher = ["accelerate", "launch"] if launched else ["python"]
-    told = without_options(argv, "resume_from_checkpoint", *OF_THE_HUB)  # not how it was trained
     is_hub = source.own_weights and not local
     callbacks = trainer.callback_handler.callbacks  # resuming replaces the one that was passed
-    log = trainer.state.log_history
     stopwatch = next(c for c in callbacks if isinstance(c, Stopwatch))
     return RunRecord(
         dataset=data.dataset or (Path(data.data_dir).name if data.data_dir else "digits"),
@@ -57,14 +56,14 @@ def describe(
         base_model=(source.name if "/" in source.name else f"timm/{base}") if is_hub else None,
         timm=run.classifier.processor is None,
         report=str(run.classifier.report),
-        command=" ".join(without_tokens([*launcher, "recipes/finetune.py", *told])),
+        command=command_of("finetune.py", argv),
         metrics={name: metrics[name] for name in ("eval_loss", *METRICS)},
         gradient_evaluations=trainer.gradient_evaluations,
         seconds=round(stopwatch.seconds, 1),
         data_options=_chosen(data),
         data_license=run.task.license,
-        sharpness=next((e["sharpness"] for e in reversed(log) if "sharpness" in e), None),
-        remarks=_remarks(run),
+        weights_license=_license(source),
+        remarks=_remarks(run, args, metrics),
         **settings_of(args),
     )
 
@@ -77,9 +76,33 @@ def _chosen(data: DataOptions) -> dict[str, Any]:
     return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(default, n)}
 
 
-def _remarks(run: Run) -> list[str]:
+def command_of(script: str, argv: Sequence[str]) -> str:
+    """Return the command that trains the same: without tokens, and paths as they end."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
+    told = without_options(argv, "resume_from_checkpoint", "output_dir", *OF_THE_HUB)
+    told = [re.sub(r"^(--\w+=)?/.*/", r"\1", word) for word in told]
+    launcher = ["accelerate", "launch"] if launched else ["python"]
+    return " ".join(without_tokens([*launcher, f"recipes/{script}", *told]))
+
+
+def _license(source: ModelSource) -> str | None:
+    """Return the licence of the weights that the run started from, where timm knows it."""
+    name = source.name.removeprefix("timm/")
+    if not (source.own_weights and timm.is_model(name)):
+        return None
+    return timm.get_pretrained_cfg(name).license
+
+
+def _remarks(run: Run, args: SAMConfig, metrics: Mapping[str, float]) -> list[str]:
     """Return what a reader of the results must know."""
     remarks = [str(remark) for remark in (run.task.paper, run.task.limits) if remark]
+    if not math.isfinite(metrics["eval_loss"]):
+        remarks.append("Training has diverged: the network predicts nothing.")
+    if args.load_best_model_at_end:
+        remarks.append(
+            "These are the weights that did best on this split while training: the result is no "
+            "estimate for new images."
+        )
     if run.source.name in CIFAR_NETWORKS:
         remarks.append("Loading this network takes an `import hf_sam.vision` before.")
     return remarks

@@ -3,12 +3,19 @@
 import difflib
 import json
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 
 import yaml
 from tasks import TASKS
 from transformers.utils import logging
 
+# Pairs of options that say the same thing in two ways.
+RIVALS = (
+    ("num_train_epochs", "max_steps"),
+    ("crop_scale", "crop_padding"),
+    ("batch_size", "gradient_accumulation_steps"),
+)
 logger = logging.get_logger("finetune")
 
 
@@ -25,7 +32,10 @@ def words_of(path: Path, names: set[str]) -> list[str]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"`--config` {str(path)!r} cannot be read as YAML: {error}.") from error
+        raise ValueError(
+            f"`--config` {str(path)!r} cannot be read as YAML ({' '.join(str(error).split())}): "
+            "check the path, and that it has `option: value` lines."
+        ) from error
     if not isinstance(values, dict):
         raise ValueError(f"`--config` must hold `option: value` lines, got {str(path)!r}.")
     words: list[str] = []
@@ -53,7 +63,7 @@ def recipe_of(dataset: str | None) -> Path | None:
     if dataset not in TASKS or not path.is_file():
         return None
     shown = Path(*path.parts[-3:])
-    logger.warning(f"recipe: {shown}; options given win over it, and --config takes another")
+    logger.warning_once(f"recipe: {shown}; options given win over it, and --config takes another")
     return path
 
 
@@ -66,3 +76,10 @@ def without_options(words: Sequence[str], *beginnings: str) -> list[str]:
         if not is_left_out:
             kept.append(word)
     return kept
+
+
+def without_rivals(given: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Leave out of a file's words what a word typed by hand stands in for."""
+    typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv}
+    displaced = [other for pair in RIVALS for own, other in permutations(pair) if own in typed]
+    return without_options(given, *displaced) if displaced else list(given)

@@ -23,7 +23,7 @@ def plan(data_dir: Path, output_dir: Path) -> list[str]:
     """Six short runs: a sweep of two, then two arms with two seeds."""
     options = f"--num_train_epochs {EPOCHS} --seeds {SEEDS} --max_train_samples 8"
     options += " --max_eval_samples 6 --arms base sam --sweep rho=0.1,0.5"
-    options += " --max_steps=-1 --save_strategy=epoch"
+    options += " --max_steps=-1 --save_strategy=epoch --logging_steps=3"
     folders = ["--data_dir", str(data_dir), "--output_dir", str(output_dir)]
     return [*TINY, *folders, *options.split()]
 

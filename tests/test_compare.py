@@ -28,6 +28,10 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def without_seconds(record: Path) -> dict[str, Any]:
+    return {n: v for n, v in json.loads(record.read_text()).items() if n != "seconds"}
+
+
 def timeless(folder: Path) -> dict[str, Any]:
     """All that was written of a comparison but how long it took and where."""
     values = json.loads((folder / "comparison.json").read_text())
@@ -52,6 +56,11 @@ def test_killed_again_and_again_ends_with_the_same_table(
     assert lives >= 3, "it was not killed"
     assert "resuming from" in done.stderr, "no run was killed after its first epoch"
     assert timeless(tmp_path / "out") == timeless(straight)
+    for record in straight.rglob("run.json"):
+        other = tmp_path / "out" / record.relative_to(straight)
+        assert without_seconds(other) == without_seconds(record), "to the last digit of the loss"
+        weights = [path.with_name("model.safetensors").read_bytes() for path in (record, other)]
+        assert weights[0] == weights[1]
     runs = 2 + 2 * SEEDS
     most = runs * EPOCHS * STEPS + lives * STEPS
     assert runs * EPOCHS * STEPS <= len(counted.read_text()) <= most
@@ -68,6 +77,36 @@ def test_finished_runs_are_skipped_and_others_options_are_refused(
         compare.main([*plan(data, straight), "--learning_rate", "0.3"])
 
 
+def test_a_plan_in_a_file_is_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("holdout: 0.25")
+    with pytest.raises(SystemExit, match="`holdout` is set by the plan"):
+        compare.main(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_an_edited_file_is_noticed_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("weight_decay: 0.1")
+    words = [*plan(data, tmp_path / "out"), "--config", str(config), "--seeds", "1"]
+    words += ["--arms", "base", "--num_train_epochs", "1"]
+    words.remove("--sweep")
+    words.remove("rho=0.1,0.5")
+    compare.main(words)
+    config.write_text("weight_decay: 0.2")
+    with pytest.raises(SystemExit, match="other options, `weight_decay` 0.1 and not 0.2"):
+        compare.main([*words, "--seeds", "2"])
+    assert not (tmp_path / "out" / "base-seed1").exists()
+
+
+@pytest.mark.parametrize("file", ["thesis.txt", "run.json"])
+def test_a_strangers_folder_is_left_alone(file: str, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "sweep" / "sam-rho=0.5-seed0"
+    folder.mkdir(parents=True)
+    (folder / file).write_text("{}")
+    with pytest.raises(SystemExit, match="must be empty or hold a run of this plan"):
+        compare.main(plan(data, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
+
+
 def test_what_is_written(straight: Path) -> None:
     comparison = Comparison.read(straight / "comparison.json")
     assert comparison.arms == ["base", "sam"]
@@ -75,7 +114,8 @@ def test_what_is_written(straight: Path) -> None:
     costs = {r.arm: r.gradient_evaluations for r in comparison.results}
     assert costs == {"base": EPOCHS * STEPS, "sam": 2 * EPOCHS * STEPS}
     best = min(comparison.trials, key=lambda trial: trial.held_out_error)
-    assert comparison.of("sam")[0].settings == best.settings
+    assert comparison.of("sam")[0].settings == {**best.settings, "learning_rate": "0.02"}
+    assert comparison.of("base")[0].settings == {"rho": "0", "learning_rate": "0.02"}
     assert not list(straight.rglob("checkpoint-*"))
     card = (straight / "sam-seed0" / "README.md").read_text()
     assert comparison_table(comparison) in card
@@ -124,9 +164,23 @@ REFUSED = [
     ("--seeds 0", "`seeds` must be >= 1"),
     ("--sweep_seeds 0", "`sweep_seeds` must be >= 1"),
     ("--seed 3", "`seed` is set by the plan"),
+    ("--data_seed 3", "`data_seed` is set by the plan"),
+    ("--load_best_model_at_end --eval_strategy epoch", "`load_best_model_at_end` is set by"),
+    ("--arm new holdout=0.2", "`holdout` is the same for all arms"),
+    ("--arm new hub_token=x", "`hub_token` is the same for all arms"),
+    ("--arm new seed=1", "`seed` is the same for all arms"),
+    ("--arm ../new rho=1", "`--arm` must have a name of letters and digits"),
+    ("--arm rho=0.3", "`--arm` must have a name of letters and digits"),
+    ("--arm new model=a/b", "without slashes, got"),
+    ("--arm new max_steps=5", "`max_steps` has no effect here"),
+    ("--max_steps 9 --arm new num_train_epochs=5", "`num_train_epochs` has no effect here"),
+    ("--sweep num_train_epochs=1,2", "`--sweep` must name each option once, and not"),
+    ("--sweep rho=0.1 --sweep rho=0.2", "`--sweep` must name each option once"),
+    ("--num_train_epochs 0", "`num_train_epochs` must be > 0"),
+    ("--config missing.yaml", "cannot be read as YAML"),
     ("--holdout=0.2", "`holdout` is set by the plan"),
     ("--arms sma", "`arms` must be of base, base_2x, sam, got sma"),
-    ("--sweep rho", "settings must be written NAME=VALUE, got 'rho'"),
+    ("--sweep rho", "settings must be written NAME=VALUE, without slashes, got rho"),
     ("--sweep roh=1,2", "unknown option --roh"),
     ("--arm new roh=1", "unknown option --roh"),
     ("--learning_rat 1", "unknown option --learning_rat"),

@@ -66,6 +66,20 @@ def test_noise_and_holdout_leave_the_evaluation_split_alone(tmp_path: Path) -> N
     assert splits("--holdout", "0.25")[2] == indices != splits("--holdout", "0.25", seed=1)[2]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_held_out_images_have_their_share_of_noise(share: float, seed: int) -> None:
+    """The draw of the noise and that of the held-out part must not be the same."""
+    options = parse_options(["--label_noise", str(share), "--holdout", "0.1"])[0]
+    clean = parse_options(["--holdout", "0.1"])[0]
+    noisy, plain = (load_splits(o, task_of(o), seed=seed) for o in (options, clean))
+    assert list(noisy.eval["index"]) == list(plain.eval["index"])
+    for part in ("train", "eval"):
+        given, true = (np.asarray(getattr(s, part)["label"]) for s in (noisy, plain))
+        spread = 4 * np.sqrt(share * (1 - share) / len(true))  # four standard deviations
+        assert (given != true).mean() == pytest.approx(share, abs=spread)
+
+
 @pytest.mark.parametrize("options", ["--holdout 0.01", "--holdout 0.99"])
 def test_holdout_leaves_images_in_both_parts(options: str, tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "data")

@@ -32,3 +32,12 @@ def test_agree_with_scikit_learn(classes: int) -> None:
 def test_takes_the_logits_out_of_a_tuple() -> None:
     logits = torch.tensor([[0.1, 0.9, 0.0]])
     assert rank_classes((logits, torch.zeros(3)), torch.zeros(1)).tolist() == [[1, 0, 2]]
+
+
+def test_a_network_that_has_diverged_predicts_nothing() -> None:
+    logits = torch.tensor([[torch.nan] * 3, [0.0, torch.inf, 1.0], [0.0, 2.0, 1.0]])
+    ranked = rank_classes(logits, torch.zeros(3))
+    assert ranked.tolist() == [[-1, -1, -1], [-1, -1, -1], [1, 2, 0]]
+    metrics = compute_metrics(EvalPrediction(ranked.numpy(), np.array([0, 1, 1])))
+    assert metrics["top1_error"] == pytest.approx(200 / 3)
+    assert metrics["top5_error"] == pytest.approx(200 / 3)

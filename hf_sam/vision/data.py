@@ -235,7 +235,7 @@ def with_label_noise(
     Returns:
         The rows with `label` changed.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([seed, 1])  # not the stream that a held-out part is drawn from
     labels = np.asarray(rows["label"])
     replaced = random.permutation(len(labels))[: round(share * len(labels))]
     labels[replaced] = (labels[replaced] + random.integers(1, classes, len(replaced))) % classes
