@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The comparisons of docs/results.md, one after the other: hours on two CPU cores. Finished runs are
-# skipped and an interrupted one goes on from its last epoch: start it again. The results go to
-# model_cards; `make cards` then writes cards, plots and tables from them.
+# skipped, those recorded in model_cards/runs too, and an interrupted one goes on from its last epoch:
+# start it again. The results go to model_cards; `make cards` then writes cards, plots and tables.
 #
 #   bash benchmarks/evidence.sh               all
 #   bash benchmarks/evidence.sh adamw noise40 some
+#   bash benchmarks/evidence.sh record cub200_first50-sgd    keep what an interrupted one has finished
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Large tensors are kept between steps instead of given back to the system: docs/results.md.
@@ -16,10 +17,25 @@ BIRDS=recipes/cub200_first50/mobilenetv2_035.yaml
 FOUND="--learning_rate 0.02 --arm sam learning_rate=0.04 rho=0.1"
 
 run() { # name, options of compare.py
+    mkdir -p "runs/$1" "model_cards/runs/$1"
+    cp -rn "model_cards/runs/$1/." "runs/$1"
     python recipes/compare.py --config $BIRDS --output_dir "runs/$1" "${@:2}"
+    record "$1"
     cp "runs/$1/comparison.json" "model_cards/$1.json"
 }
 
+record() { # name: keep what was found out, without the weights
+    (cd "runs/$1" && find . -name run.json -execdir test -f options.json \; -print) |
+        while read -r found; do
+            mkdir -p "model_cards/runs/$1/$(dirname "$found")"
+            cp "runs/$1/$found" "runs/$1/${found%run.json}options.json" \
+                "model_cards/runs/$1/$(dirname "$found")"
+        done
+}
+
+if [ "${1:-}" = record ]; then # after an interruption: record NAME
+    record "$2" && exit
+fi
 for name in "${@:-sgd adamw food noise40 noise80 m}"; do for part in $name; do
     case $part in
     sgd) run cub200_first50-sgd --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 ;;

@@ -54,12 +54,7 @@ def compare(plan: Plan, command: str) -> Comparison:
         repo_id = create_repo(args.hub_model_id, plan.output_dir, private=args.hub_private_repo)
     progress = Progress(plan)
     progress.require_own_folders()
-    trials = [
-        progress.trial(arm.name, {**arm.options, **point}, seed)
-        for arm in plan.arms
-        for point in plan.trials(arm)
-        for seed in plan.sweep_seeds
-    ]
+    trials = [progress.trial(*run) for run in plan.sweep]
     settings = {arm.name: choose(arm, trials) for arm in plan.arms}
     published = next((n for n, s in settings.items() if plan.has_sam(s)), plan.arms[0].name)
     folder = plan.output_dir / f"{published}-seed{plan.seeds[0]}"
@@ -96,25 +91,18 @@ class Progress:
     def __init__(self, plan: Plan) -> None:
         """Count the runs and their cost."""
         self.plan = plan
-        trials = [
-            {**arm.options, **point}
-            for arm in plan.arms
-            for point in plan.trials(arm)
-            for _ in plan.sweep_seeds
-        ]
-        runs = [*trials, *(arm.options for arm in plan.arms for _ in plan.seeds)]
+        runs = [settings for _, settings, _ in plan.sweep]
+        runs += [arm.options for arm in plan.arms for _ in plan.seeds]
         self.left = sum(plan.cost(options) for options in runs)  # as Plan.cost
         self.runs, self.count = len(runs), 0
         self.seconds, self.spent = 0.0, 0.0  # of the runs that this process has trained; as left
 
     def require_own_folders(self) -> None:
         """Raise a ValueError if a folder holds something else, before anything is trained."""
+        for run in self.plan.sweep:
+            self.has_ended(*self.trial_run(*run))
         for arm in self.plan.arms:
-            points = self.plan.trials(arm)
-            for point in points:
-                for seed in self.plan.sweep_seeds:
-                    self.has_ended(*self.trial_run(arm.name, {**arm.options, **point}, seed))
-            for seed in [] if points else self.plan.seeds:
+            for seed in [] if self.plan.trials(arm) else self.plan.seeds:
                 self.has_ended(*self.final_run(arm.name, arm.options, seed))
 
     def trial_run(self, arm: str, settings: Mapping[str, str], seed: int) -> RunOfPlan:

@@ -68,6 +68,16 @@ class Plan:
         points = itertools.product(*(self.grid[name] for name in names))
         return [dict(zip(names, point, strict=True)) for point in points] if names else []
 
+    @property
+    def sweep(self) -> list[tuple[str, dict[str, str], int]]:
+        """Arm, settings and seed of each run that settings are chosen by."""
+        return [
+            (arm.name, {**arm.options, **point}, seed)
+            for arm in self.arms
+            for point in self.trials(arm)
+            for seed in self.sweep_seeds
+        ]
+
     def words(self, options: Mapping[str, str]) -> list[str]:
         """Return the words of a run for finetune.py; the last to say an option wins."""
         return [*self.common, *(f"--{name}={value}" for name, value in options.items())]
@@ -112,9 +122,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         sweep_seeds=range(own.first_seed, own.first_seed + own.sweep_seeds),
         output_dir=Path(own.output_dir or f"runs/compare-{name}"),
     )
-    for arm in plan.arms:
-        for point in plan.trials(arm) or [{}]:  # a mistake is said before hours of training
-            plan.parsed({**arm.options, **point})
+    for options in [*(arm.options for arm in plan.arms), *(run[1] for run in plan.sweep)]:
+        plan.parsed(options)  # a mistake is said before hours of training
     return plan
 
 

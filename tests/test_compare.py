@@ -15,6 +15,8 @@ from images import write_parquet
 from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
 from plan import Arm, parse_plan
 
+from hf_sam.vision import ImageDataset
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -124,9 +126,34 @@ def test_what_is_written(straight: Path) -> None:
     assert (held_out["train_examples"], held_out["eval_examples"]) == (7, 1)
 
 
-def test_arms_share_start_and_batches(data: Path, tmp_path: Path) -> None:
+def test_arms_share_start_and_batches(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first clean loss is the same with SAM and without, and another with another seed."""
-    compare.main([*plan(data, tmp_path), "--logging_steps=1", "--num_train_epochs=1"])
+    seen: dict[str, list[tuple[int, int]]] = {}
+    fetch = ImageDataset.__getitem__
+
+    def noted(images: ImageDataset, index: int) -> dict[str, Any]:
+        if images.split == "train":
+            seen[running[-1]].append((int(images.epoch), index))
+        return fetch(images, index)
+
+    running: list[str] = []
+    monkeypatch.setattr(ImageDataset, "__getitem__", noted)
+    train = compare.train
+
+    def train_noted(argv: list[str]) -> Any:
+        running.append(Path(next(w for w in argv if w.startswith("--output_dir="))).name)
+        seen[running[-1]] = []
+        return train(argv)
+
+    monkeypatch.setattr(compare, "train", train_noted)
+    one_epoch = ["--logging_steps=1", "--num_train_epochs=1", "--arms", "base_2x"]
+    compare.main([*plan(data, tmp_path), *one_epoch])
+    base, sam, longer = (seen[f"{arm}-seed0"] for arm in ("base", "sam", "base_2x"))
+    assert base == sam == longer[: len(base)]
+    assert len(longer) == 2 * len(base) == 2 * 4 * STEPS
+    assert base != seen["base-seed1"]
     first = {
         run: json.loads((tmp_path / run / "trainer_state.json").read_text())["log_history"][0]
         for run in ("base-seed0", "sam-seed0", "base-seed1")
