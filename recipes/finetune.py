@@ -85,19 +85,19 @@ def train(argv: Sequence[str]) -> RunRecord:
             data, model, args = parse_options(argv)
             # Or the Trainer would push too: all that lies in the folder, under a card of its own.
             is_pushed, args.push_to_hub = args.push_to_hub, False
+            options = asked(data, model, args)
             output_dir, is_main = Path(args.output_dir), args.process_index == 0
             if is_main:
                 held.enter_context(claimed(output_dir))
             run = load(data, model, args)
-            if is_main:
-                options = asked(data, model, args)
-                note_options(output_dir, options, resumed=run.checkpoint is not None)
             trainer = build_trainer(data, args, run)
+            repo_id = None
+            if is_pushed and is_main:
+                repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
+            if is_main:
+                note_options(output_dir, options, resumed=run.checkpoint is not None)
         except (ImportError, ValueError) as error:
             raise RecipeError(str(error)) from error
-        repo_id = None
-        if is_pushed and is_main:
-            repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
         try:
             trainer.train(resume_from_checkpoint=run.checkpoint)
             metrics = trainer.evaluate()

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import compare
 import pytest
-from hub import HubError, push
+from folder import asked
+from hub import OF_THE_HUB, HubError, push
 from hub_server import TOKEN, HubServer, Repo, serve
 from huggingface_hub import HfApi, ModelCard
 from images import TINY, message_of, write_parquet
+from options import parse_options
+from record import command_of
+from words import without_options
 
 ROOT = Path(__file__).parent.parent
 SESSION = str(ROOT / "tests" / "hub_session.py")
@@ -201,7 +204,12 @@ def test_a_comparison_pushes_the_published_run_once(
 def test_where_a_run_is_pushed_is_no_part_of_it() -> None:
     words = ["--rho", "0.1", "--push_to_hub", "--hub_model_id=a/b", "--crop_scale", "0.3", "1"]
     words += ["--hub-token", "secret", "--push-to-hub", "true", "--adaptive"]
-    assert compare.shown(words) == ["--rho", "0.1", "--crop_scale", "0.3", "1", "--adaptive"]
+    told = ["--rho", "0.1", "--crop_scale", "0.3", "1", "--adaptive"]
+    assert without_options(words, *OF_THE_HUB) == told
+    assert command_of("compare.py", words).endswith(f"recipes/compare.py {' '.join(told)}")
+    local = ["--data_dir", "images", "--max_steps", "9"]
+    runs = [asked(*parse_options([*local, *more])) for more in ([], ["--hub_model_id", "a/b"])]
+    assert runs[0] == runs[1] != asked(*parse_options([*local, "--rho", "0.3"]))
 
 
 def test_no_token_is_written_anywhere(
