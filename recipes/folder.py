@@ -33,11 +33,19 @@ def asked(data: DataOptions, model: ModelOptions, args: SAMConfig) -> dict[str, 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a folder for one process of this machine; one that is killed lets go as well.
+    """Make a folder and hold it for one process of this machine; one killed lets go as well.
 
     Raises:
-        ValueError: If another process holds it.
+        ValueError: If another process holds it, or it cannot be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir` must be a folder that can be written, got {str(folder)!r}: {error}."
+        ) from error
     name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
     lock = FileLock(Path(tempfile.gettempdir()) / f"hf_sam-{getpass.getuser()}-{name}.lock")
     try:
@@ -57,17 +65,11 @@ def note_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> 
     """Write down the options of the run in a folder.
 
     Raises:
-        ValueError: If the folder cannot be written, or the run that is resumed has others.
+        ValueError: If the run that is resumed has others.
     """
     if resumed:
         _require_same(folder, options, besides=LENGTH)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / OPTIONS, options)
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir` must be a folder that can be written, got {str(folder)!r}: {error}."
-        ) from error
+    write_json(folder / OPTIONS, options)
 
 
 def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
