@@ -31,7 +31,7 @@ class ReferenceMixin(AnyTrainer):
 
     def _prepare_for_training(self, *args: Any) -> Any:
         self.found: dict[str, list[Tensor]] = {"clean": [], "perturbed": [], "norm": []}
-        self.ascents = 0  # steps with one since the last log entry
+        self.ascents: set[int] = set()  # the steps with one since the last log entry
         return super()._prepare_for_training(*args)
 
     @property
@@ -76,7 +76,7 @@ class ReferenceMixin(AnyTrainer):
             if last:
                 average_gradients(params)
             return loss
-        self.ascents += last
+        self.ascents.add(self.state.global_step)
         self.found["clean"].append(loss)
         self.group.append((inputs, items, draws, flatten(pieces, params)))
         if last or self.sam["scope"] == "micro_batch":
@@ -101,11 +101,11 @@ class ReferenceMixin(AnyTrainer):
             sums = {name: torch.stack(values).sum() for name, values in self.found.items()}
             on_ranks(dist.all_reduce, list(sums.values()))
             ranks = self.accelerator.num_processes
-            steps = ranks * self.ascents
+            steps = ranks * len(self.ascents)
             logs["perturbed_loss"] = float(sums["perturbed"] / steps)
             logs["sharpness"] = float((sums["perturbed"] - sums["clean"]) / steps)
             logs["ascent_grad_norm"] = float(sums["norm"] / (ranks * len(self.found["norm"])))
-            self.found, self.ascents = {name: [] for name in self.found}, 0
+            self.found, self.ascents = {name: [] for name in self.found}, set()
         super().log(logs, start_time)
 
     def _gradients(

@@ -20,6 +20,7 @@ def picked(*argv: str) -> list[str]:
         said.append(record.getMessage())
         return True
 
+    type(words.logger).warning_once.cache_clear()  # each is said once a process
     words.logger.addFilter(listen)
     try:
         parse_options(argv)
