@@ -18,6 +18,7 @@ from hf_sam import SAMConfig
 from hf_sam.model_card import write_json
 
 OPTIONS, RECORD = "options.json", "run.json"
+HALF_WRITTEN = "options.*.tmp"  # by `write_json`, when it is killed
 LENGTH = ("num_train_epochs", "max_steps")  # a run may be made longer
 # Beginnings of the names of options that do not change what is trained.
 ASIDE = ("output_dir", "resume", "push", "hub", "logging", "disable_tqdm", "report_to", "run_name")
@@ -78,7 +79,7 @@ def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: If the folder holds a run with other options, or something else.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not set(folder.iterdir()) - set(folder.glob(HALF_WRITTEN)):
         return False
     if not (folder / OPTIONS).exists():
         raise ValueError(
