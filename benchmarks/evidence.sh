@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The comparisons of docs/results.md, one after the other: hours on two CPU cores. Finished runs are
-# skipped, those recorded in model_cards/runs too, and an interrupted one goes on from its last epoch:
+# skipped, those recorded in model_cards/records too, and an interrupted one goes on from its last epoch:
 # start it again. The results go to model_cards; `make cards` then writes cards, plots and tables.
 #
 #   bash benchmarks/evidence.sh               all
@@ -17,8 +17,8 @@ BIRDS=recipes/cub200_first50/mobilenetv2_035.yaml
 FOUND="--learning_rate 0.02 --arm sam learning_rate=0.04 rho=0.1"
 
 run() { # name, options of compare.py
-    mkdir -p "runs/$1" "model_cards/runs/$1"
-    cp -rn "model_cards/runs/$1/." "runs/$1"
+    mkdir -p "runs/$1" "model_cards/records/$1"
+    cp -rn "model_cards/records/$1/." "runs/$1"
     python recipes/compare.py --config $BIRDS --output_dir "runs/$1" "${@:2}"
     record "$1"
     cp "runs/$1/comparison.json" "model_cards/$1.json"
@@ -27,9 +27,9 @@ run() { # name, options of compare.py
 record() { # name: keep what was found out, without the weights
     (cd "runs/$1" && find . -name run.json -execdir test -f options.json \; -print) |
         while read -r found; do
-            mkdir -p "model_cards/runs/$1/$(dirname "$found")"
+            mkdir -p "model_cards/records/$1/$(dirname "$found")"
             cp "runs/$1/$found" "runs/$1/${found%run.json}options.json" \
-                "model_cards/runs/$1/$(dirname "$found")"
+                "model_cards/records/$1/$(dirname "$found")"
         done
 }
 
