@@ -41,6 +41,17 @@ record() { # name: keep what was found out, without the weights
         done
 }
 
+zero_head() { # the backbone with a head of zeros, for the birds' 50 classes
+    python - <<'CODE'
+import torch
+from safetensors.torch import load_file, save_file
+
+weights = load_file("data/weights/mobilenetv2_035_in1k_notop.safetensors")
+head = {"classifier.weight": torch.zeros(50, 1280), "classifier.bias": torch.zeros(50)}
+save_file({**weights, **head}, "runs/zero_head.safetensors")
+CODE
+}
+
 if [ "${1:-}" = record ]; then # after an interruption: record NAME
     record "$2" && exit
 fi
@@ -57,10 +68,10 @@ for name in "${@:-sgd adamw food noise40 noise80 m}"; do for part in $name; do
         --arm mixup rho=0 mixup=0.2 $FOUND ;;
     noise80) run cub200_first50-noise80 --seeds 3 --label_noise 0.8 \
         --arm mixup rho=0 mixup=0.2 $FOUND ;;
-    # With BatchNorm frozen SGD ends at chance from 0.002 on, AdamW from 0.001 on: the new head's first
-    # gradients empty the features. Tried for three epochs each.
-    m) run cub200_first50-m --seeds 3 --freeze_batch_norm true --optim adamw_torch \
-        --weight_decay 0.01 --learning_rate 0.0003 --rho 0.05 \
+    # With BatchNorm frozen the first gradients through a random head empty the features, with SGD from
+    # learning rate 0.002 on, with AdamW from 0.001 on, and with SAM at any rate tried: it starts at zero.
+    m) zero_head && run cub200_first50-m --seeds 3 --freeze_batch_norm true \
+        --weights runs/zero_head.safetensors --learning_rate 0.01 --sweep rho=0.005,0.01 \
         --arm m4 m=4 --arm m16 m=16 --arm m64 m=64 --arms base m4 m16 m64 ;;
     frontier) run cub200_first50-frontier --seeds 5 --label_noise 0.4 $METHODS ;;
     *) echo "evidence.sh: no comparison is called $part" >&2 && exit 1 ;;

@@ -104,9 +104,14 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
         "hardware": f"{args.world_size} x {torch.cuda.get_device_name()}"
         if on_gpu
         else f"CPU, {args.world_size} x {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in LIBRARIES}},
+        "versions": versions(),
         "date": date.today().isoformat(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def write_run_card(path: Path, record: RunRecord, *, comparison: str | None = None) -> None:
@@ -218,6 +223,28 @@ def add_sam_to_card(path: Path, sam: SAMArguments) -> None:
     tags = card.data.tags or []
     card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
     card.text += "\n" + sam_section({f.name: getattr(sam, f.name) for f in fields(SAMArguments)})
+    card.save(path)
+
+
+def add_sharpness_to_card(path: Path, section: str) -> None:
+    """Put the section "How sharp" into a model card file, in place of an older one.
+
+    Args:
+        path: The card.
+        section: Markdown from a second-level heading on, as `hf_sam.diagnostics` writes it.
+
+    Raises:
+        ValueError: If there is no card at `path`.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"`--card` needs a model card to add to, got none at {str(path)!r}: finetune.py "
+            "writes one."
+        )
+    begin, end = "<!-- how sharp -->", "<!-- end of how sharp -->"
+    card = ModelCard.load(path)
+    text = re.sub(rf"\n*{begin}.*?{end}\n*", "\n", card.text, flags=re.DOTALL).rstrip()
+    card.text = f"{text}\n\n{begin}\n\n{section.strip()}\n\n{end}\n"
     card.save(path)
 
 

@@ -1,16 +1,14 @@
 """What came of a comparison: every run, and mean, interval and paired differences over seeds."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Self
 
-from scipy.stats import t
-
+from hf_sam.interval import Interval
 from hf_sam.model_card import RunRecord, write_json
 
 METRIC = "eval_top1_error"  # in percent: what arms are chosen by and compared in
@@ -80,29 +78,6 @@ class Comparison:
         """Return the arm's error minus the baseline's, for each seed that both have run."""
         reference = {result.seed: result.error for result in self.of(baseline)}
         return [r.error - reference[r.seed] for r in self.of(arm) if r.seed in reference]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % confidence interval, by Student's t over n runs."""
-
-    mean: float
-    half_width: float  # nan for a single run
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """Estimate it from independent values, one or more."""
-        n = len(values)
-        if n == 1:
-            return cls(values[0], math.nan, 1)
-        quantile = float(t.ppf(0.975, n - 1))
-        return cls(mean(values), quantile * stdev(values) / math.sqrt(n), n)
-
-    def __str__(self) -> str:
-        """Say it as 35.71 ± 0.42; the mean alone for a single run."""
-        spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:.2f}"
-        return f"{self.mean:.2f}{spread}"
 
 
 def comparison_table(comparison: Comparison) -> str:

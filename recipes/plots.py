@@ -5,7 +5,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from comparison import Comparison, Interval, Result
+from comparison import Comparison, Result
+
+from hf_sam.interval import Interval
 
 COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000")  # Okabe-Ito
 MARKERS = "osD^v"  # another for each round of the colours

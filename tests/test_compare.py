@@ -10,11 +10,12 @@ from typing import Any
 
 import compare
 import pytest
-from comparison import Comparison, Interval, Trial, comparison_table
+from comparison import Comparison, Trial, comparison_table
 from images import write_parquet
 from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
 from plan import Arm, parse_plan
 
+from hf_sam.interval import Interval
 from hf_sam.vision import ImageDataset
 
 

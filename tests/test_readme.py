@@ -17,9 +17,10 @@ for folder in ("recipes", "benchmarks"):  # run as a script too
     sys.path.insert(0, str(Path(__file__).parent.parent / folder))
 import cards  # noqa: E402
 import step_cost  # noqa: E402
-from comparison import BASELINES, Comparison, Interval, comparison_table  # noqa: E402
+from comparison import BASELINES, Comparison, comparison_table  # noqa: E402
 
 from hf_sam import SAMArguments  # noqa: E402
+from hf_sam.interval import Interval  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

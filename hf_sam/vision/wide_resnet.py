@@ -6,7 +6,7 @@ from timm.layers import BatchNormAct2d, create_conv2d
 from timm.models import ResNetV2, build_model_with_cfg, register_model
 from torch import nn
 
-CIFAR_NETWORKS = ("wide_resnet28_10", "resnet32")
+CIFAR_NETWORKS = ("wide_resnet28_10", "resnet32", "wide_resnet10_2_no_norm")
 CIFAR10_CFG = {
     "num_classes": 10,
     "input_size": (3, 32, 32),
@@ -27,12 +27,21 @@ class CifarResNet(ResNetV2):
     timm's own stems shrink an image fourfold, which leaves little of 32 pixels.
     """
 
-    def __init__(self, layers: tuple[int, ...], channels: tuple[int, ...], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        layers: tuple[int, ...],
+        channels: tuple[int, ...],
+        *,
+        batch_norm: bool = True,
+        **kwargs: Any,
+    ) -> None:
         """Build it.
 
         Args:
             layers: Blocks of each stage.
             channels: Width of each stage; from the second on, a stage halves the image.
+            batch_norm: Without it each residual branch begins at zero, which keeps the activations'
+                size through the depth (arXiv 2002.10444).
             **kwargs: Those of timm's ResNetV2.
         """
         super().__init__(
@@ -41,7 +50,7 @@ class CifarResNet(ResNetV2):
             basic=True,
             bottle_ratio=1.0,
             stem_chs=16,
-            norm_layer=BatchNormAct2d,
+            norm_layer=BatchNormAct2d if batch_norm else activation_only,
             conv_layer=create_conv2d,
             **kwargs,
         )
@@ -49,7 +58,12 @@ class CifarResNet(ResNetV2):
         self.stem.add_module("conv", create_conv2d(self.in_chans, 16, 3))
         for stage in self.feature_info:
             stage["reduction"] = max(stage["reduction"] // 4, 1)
-        self.init_weights(zero_init_last=False)  # of the new stem too
+        self.init_weights(zero_init_last=not batch_norm)  # of the new stem too
+
+
+def activation_only(features: int, **kwargs: Any) -> nn.Module:
+    """Build what stands where timm's networks have a normalisation with an activation."""
+    return nn.ReLU()
 
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> CifarResNet:
@@ -72,5 +86,20 @@ def resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
     return _build("resnet32", pretrained, layers=(5, 5, 5), channels=(16, 32, 64), **kwargs)
 
 
-for _entrypoint in (wide_resnet28_10, resnet32):
+def wide_resnet10_2_no_norm(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """Build a WRN-10-2 without normalisation: its Hessian is not confounded by BatchNorm.
+
+    The paper's spectra (section 4.2 of arXiv 2010.01412) are of a WRN-40-10 without it.
+    """
+    return _build(
+        "wide_resnet10_2_no_norm",
+        pretrained,
+        layers=(1, 1, 1),
+        channels=(32, 64, 128),
+        batch_norm=False,
+        **kwargs,
+    )
+
+
+for _entrypoint in (wide_resnet28_10, resnet32, wide_resnet10_2_no_norm):
     register_model(_entrypoint)

@@ -1,0 +1,28 @@
+"""How flat a minimum is: in numbers, and in pictures (`hf_sam.diagnostics.plots`)."""
+
+from .callback import SharpnessCallback
+from .hessian import Density, Hessian, hessian
+from .landscape import Landscape, landscape, line_between
+from .measuring import measuring
+from .objective import Setup, model_loss
+from .of_trainer import of_trainer
+from .rho_scan import RhoScan, rho_scan
+from .sharpness import Sharpness, sharpness
+
+__all__ = [
+    "Density",
+    "Hessian",
+    "Landscape",
+    "RhoScan",
+    "Setup",
+    "Sharpness",
+    "SharpnessCallback",
+    "hessian",
+    "landscape",
+    "line_between",
+    "measuring",
+    "model_loss",
+    "of_trainer",
+    "rho_scan",
+    "sharpness",
+]

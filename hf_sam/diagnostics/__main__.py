@@ -1,0 +1,173 @@
+"""Measure how sharp one classifier's minimum is, or two side by side, and write a report.
+
+python -m hf_sam.diagnostics runs/sam --compare runs/base --data digits --out runs/sharpness
+"""
+
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from ..model_card import add_sharpness_to_card, versions, without_tokens
+from ..vision import BadImageError, Splits
+from .html import write_html
+from .images import Trained, batches_of, load_images, load_trained, sample, top1_error
+from .landscape import line_between
+from .report import Plan, Portrait, Report, card_section, kept_portrait, portray
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    """Run the command; bad input ends in one message and exit status 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = command_line().parse_args(argv)
+    if find_spec("matplotlib") is None:
+        sys.exit("diagnostics: the pictures need matplotlib: `pip install 'hf-sam[plots]'`.")
+    try:
+        return measure(
+            options, " ".join(without_tokens(["python", "-m", "hf_sam.diagnostics", *argv]))
+        )
+    except (ValueError, BadImageError) as error:
+        sys.exit(f"diagnostics: {error}")
+    except KeyboardInterrupt:
+        sys.exit("diagnostics: interrupted; the same command goes on after the last whole model.")
+
+
+def measure(options: Namespace, command: str) -> Report:
+    """Load, measure, and write `report.json` and `report.html`.
+
+    Raises:
+        ValueError: For input that does not do.
+    """
+    folders = [options.model, *([options.compare] if options.compare else [])]
+    names = options.names or [Path(folder).name for folder in folders]
+    if len(set(names)) != len(folders):
+        raise ValueError(
+            f"`--names` must be {len(folders)} different ones, got {' '.join(names)}: models are "
+            "called by their folders unless you name them."
+        )
+    splits = load_images(
+        options.data,
+        split=options.train_split,
+        eval_split=options.eval_split,
+        image_column=options.image_column,
+        label_column=options.label_column,
+    )
+    models = [load_trained(folder, splits.label_names) for folder in folders]
+    examples = sample(splits.train, options.examples, options.seed)
+    batches = [
+        list(batches_of(examples, trained, options.batch_size, split=options.train_split))
+        for trained in models
+    ]
+    for trained in models:
+        trained.classifier.model.to(torch.device(options.device))
+    between = None
+    if options.compare:  # first, as it is quick and refuses what cannot be compared
+        first, second = (trained.classifier.model for trained in models)
+        between = line_between(first, second, batches[0], seed=options.seed)
+    out = Path(options.out)
+    portraits = [
+        _portrait(name, trained, own, splits, options, kept=out / "portraits" / f"{name}.json")
+        for name, trained, own in zip(names, models, batches, strict=True)
+    ]
+    report = Report(
+        data=Path(options.data).name,
+        split=options.train_split,
+        eval_split=splits.eval_split,
+        eval_examples=min(options.max_eval_samples, len(splits.eval)),
+        plan=_plan(options),
+        portraits=portraits,
+        between=between,
+        command=command,
+        versions=versions(),
+        date=date.today().isoformat(),
+    )
+    report.write(out / "report.json")
+    write_html(out / "report.html", report)
+    if options.card:
+        for folder, portrait in zip(folders, portraits, strict=True):
+            add_sharpness_to_card(Path(folder) / "README.md", card_section(report, portrait))
+    print(f"\nreport: {out / 'report.html'}; numbers: {out / 'report.json'}")
+    return report
+
+
+def _portrait(
+    name: str,
+    trained: Trained,
+    batches: Sequence[object],
+    splits: Splits,
+    options: Namespace,
+    *,
+    kept: Path,
+) -> Portrait:
+    """Return what an interrupted run has kept of the same model, or measure it and keep it."""
+    model, plan = trained.classifier.model, _plan(options)
+    of = [trained.fingerprint(), options.data, options.examples, options.batch_size]
+    of += [options.max_eval_samples, options.train_split, splits.eval_split, str(plan)]
+    if portrait := kept_portrait(kept, of):
+        print(f"{name}: measured before, taken from {kept}", flush=True)
+        return portrait
+    print(f"{name}: {trained.classifier.report}", flush=True)
+    evaluation = sample(splits.eval, options.max_eval_samples, options.seed)
+    loader = batches_of(evaluation, trained, options.batch_size, split=splits.eval_split)
+    error = top1_error(model, loader)
+    portrait = portray(model, batches, plan, name=name, error=error, run=trained.run)
+    portrait.keep(kept, of)
+    return portrait
+
+
+def _plan(options: Namespace) -> Plan:
+    chosen = {field.name: getattr(options, field.name) for field in fields(Plan)}
+    return Plan(**{**chosen, "m": tuple(options.m)})
+
+
+def command_line() -> ArgumentParser:
+    """Return the parser of the command line."""
+    parser = ArgumentParser(
+        prog="python -m hf_sam.diagnostics",
+        description="Measure how sharp a classifier's minimum is, and write report.json and "
+        "report.html.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    add, plan = parser.add_argument, Plan()
+    add("model", help="folder of a trained image classifier, or its name on the Hub")
+    add("--compare", metavar="OTHER", help="another of the same architecture, to stand beside it")
+    add(
+        "--data",
+        "--data_dir",
+        "--dataset",
+        default="digits",
+        help="digits, a folder (parquet or train/<class>/<image>), or owner/name on the Hub",
+    )
+    add("--out", default="runs/sharpness", help="folder to write to")
+    add("--names", nargs="+", help="what the models are called in the report")
+    add("--train_split", default="train", help="split whose loss is measured")
+    add("--eval_split", help="split whose error is measured; unset: test or validation")
+    add("--image_column", help="column of the images")
+    add("--label_column", help="column of the labels")
+    add("--examples", type=int, default=128, help="images whose loss is measured, drawn at random")
+    add("--max_eval_samples", type=int, default=2000, help="images for the error, at most")
+    add("--batch_size", type=int, default=32, help="images at a time: fewer take less memory")
+    add("--rho", type=float, default=plan.rho, help="L2 radius in parameter space")
+    add("--steps", type=int, default=plan.steps, help="of projected ascent")
+    add("--sigma", type=float, default=plan.sigma, help="of each weight in random directions")
+    add("--directions", type=int, default=plan.directions, help="random ones, for the average")
+    add("--m", type=int, nargs="*", default=list(plan.m), help="numbers for m-sharpness")
+    add("--top_k", type=int, default=plan.top_k, help="eigenvalues of the Hessian")
+    add("--trace_probes", type=int, default=plan.trace_probes, help="random vectors for the trace")
+    add("--density_probes", type=int, default=plan.density_probes, help="for the spectrum; 0: none")
+    add("--density_steps", type=int, default=plan.density_steps, help="Lanczos steps for each")
+    add("--points", type=int, default=plan.points, help="of the landscape a side; 0: no landscape")
+    add("--span", type=float, default=plan.span, help="how far the landscape reaches")
+    add("--seed", type=int, default=plan.seed, help="of the images and of all random directions")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to compute on")
+    add("--card", action="store_true", help="add a section to the README.md beside each model")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Examples as the parts that they are computed in, and as groups of m."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from accelerate.utils.operations import recursively_apply
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch or a part of one."""
+
+    batch: Any  # tensors in mappings, lists or tuples; the first dimension counts examples
+    examples: int
+
+
+def collect(batches: Iterable[Any], most: int | None) -> list[Part]:
+    """Fetch batches and keep them.
+
+    Args:
+        batches: Of a data loader.
+        most: How many at most; None for all.
+
+    Raises:
+        ValueError: If there is none, or `most` is below 1.
+    """
+    if most is not None and most < 1:
+        raise ValueError(f"`max_batches` must be >= 1, got {most}: leave it out for all batches.")
+    parts = [Part(batch, _count(batch)) for batch in islice(batches, most)]
+    if not sum(part.examples for part in parts):
+        raise ValueError("sharpness needs examples, got a data loader without any: check the data.")
+    return [part for part in parts if part.examples]
+
+
+def shares(parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
+    """Give each part with its share of the examples: the weight of its mean in that of all."""
+    examples = sum(part.examples for part in parts)
+    for part in parts:
+        yield part, part.examples / examples
+
+
+def groups_of(parts: Sequence[Part], m: int) -> list[list[Part]]:
+    """Split examples into groups of m, the last one smaller where they do not divide.
+
+    Args:
+        parts: The examples, in this order.
+        m: Examples that share one perturbation.
+
+    Returns:
+        For each group the parts that it is computed in; a batch that spans groups is cut.
+    """
+    if m < 1:
+        raise ValueError(f"`m` must be >= 1, got {m}: it counts examples.")
+    groups: list[list[Part]] = [[]]
+    free = m
+    for part in parts:
+        start = 0
+        while start < part.examples:
+            if free == 0:
+                groups.append([])
+                free = m
+            taken = min(free, part.examples - start)
+            groups[-1].append(_rows(part, start, start + taken))
+            start, free = start + taken, free - taken
+    return groups
+
+
+def _rows(part: Part, start: int, stop: int) -> Part:
+    if stop - start == part.examples:
+        return part
+
+    def cut(x: Tensor) -> Tensor:
+        return x[start:stop] if x.dim() and len(x) == part.examples else x
+
+    return Part(recursively_apply(cut, part.batch), stop - start)
+
+
+def _count(batch: Any) -> int:
+    """Return the length of the first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 1
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    for value in values if isinstance(values, Iterable) else ():
+        if isinstance(value, Tensor | Mapping | list | tuple) and (count := _count(value)):
+            return count
+    return 0

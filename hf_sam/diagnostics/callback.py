@@ -1,0 +1,106 @@
+"""Sharpness in the training log: measured on a few fixed batches whenever the Trainer evaluates."""
+
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .directions import gaussians
+from .hessian import Product, flat
+from .lanczos import lanczos
+from .measuring import measuring
+from .of_trainer import of_trainer
+from .sharpness import ascent_step, mean_rise, rise
+
+
+class SharpnessCallback(TrainerCallback):
+    """Logs how sharp the loss is at each evaluation, to whatever `report_to` names.
+
+    ```python
+    trainer.add_callback(SharpnessCallback(trainer, rho=0.05))
+    ```
+
+    The entries are `probe_loss`, `probe_worst_case` (the rise after SAM's ascent step of length
+    rho), `probe_average` (the mean rise over random directions) and, on request,
+    `probe_lambda_max`. Training is not affected: weights, buffers and random draws are as without.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        data: Dataset[Any] | None = None,
+        rho: float = 0.05,
+        sigma: float = 0.01,
+        max_batches: int = 4,
+        directions: int = 3,
+        lanczos_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Choose what to measure on: nothing is fetched before the first evaluation.
+
+        Each evaluation costs, over `max_batches` batches of the evaluation's size, one
+        forward-backward and 2 + 2 `directions` forward passes, and for each Lanczos step two
+        forward-backward passes more.
+
+        Args:
+            trainer: Whose model is measured, and whose log is written to.
+            data: To measure on, the first batches of it; None for the training data.
+            rho: L2 radius in parameter space.
+            sigma: Standard deviation of the random directions, in each weight.
+            max_batches: The number of batches, the same ones at every evaluation.
+            directions: Random directions of the average, the same ones at every evaluation.
+            lanczos_steps: Hessian-vector products for lambda_max, which they approach from below:
+                10 leave a few percent; 0 to leave it out.
+            seed: Of the directions.
+
+        Raises:
+            ValueError: If a number is out of its range.
+        """
+        if not (rho > 0 and sigma > 0) or max_batches < 1 or directions < 1 or lanczos_steps < 0:
+            raise ValueError(
+                "`rho` and `sigma` must be > 0, `max_batches` and `directions` >= 1 and "
+                f"`lanczos_steps` >= 0, got {rho}, {sigma}, {max_batches}, {directions} and "
+                f"{lanczos_steps}."
+            )
+        self._trainer = trainer
+        self._data = data
+        self._rho = rho
+        self._sigma = sigma
+        self._max_batches = max_batches
+        self._directions = directions
+        self._lanczos_steps = lanczos_steps
+        self._seed = seed
+        self._batches: list[Any] = []
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure and log."""
+        self._trainer.log(self.measure())
+
+    def measure(self) -> dict[str, float]:
+        """Measure the model as it is now.
+
+        Returns:
+            What is logged.
+        """
+        model, batches, loss = of_trainer(self._trainer, self._data)
+        found = self._batches or islice(batches, self._max_batches)
+        with measuring(model, found, loss, seed=self._seed) as objective:
+            self._batches = [part.batch for part in objective.parts]
+            weights = objective.weights
+            step = ascent_step(objective, objective.gradient(weights)[1], self._rho)
+            draws = islice(gaussians(weights, seed=self._seed), self._directions)
+            entries = {
+                "probe_loss": objective.setup.loss,
+                "probe_worst_case": rise(objective, step),
+                "probe_average": fmean(mean_rise(objective, z, self._sigma) for z in draws),
+            }
+            if self._lanczos_steps:
+                start = flat(next(gaussians(weights, seed=self._seed)))
+                nodes, _ = lanczos(Product(objective), start, self._lanczos_steps)
+                entries["probe_lambda_max"] = float(nodes[-1])
+            return entries

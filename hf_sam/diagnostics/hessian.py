@@ -1,0 +1,209 @@
+"""The curvature of the loss: the Hessian's largest eigenvalues, its trace and its spectrum."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..interval import Interval
+from .directions import gaussians, signs
+from .lanczos import Vector, lanczos
+from .measuring import measuring
+from .objective import LossFunction, Objective, Setup, Weights, model_loss
+
+KRYLOV = 10  # vectors that ARPACK keeps, where twice the eigenvalues asked for are fewer
+GRID = 1024  # points of a density
+MARGIN = 6.0  # standard deviations beyond the outermost eigenvalues
+
+
+@dataclass(frozen=True)
+class Density:
+    """A spectral density, each eigenvalue smoothed to a Gaussian."""
+
+    eigenvalues: NDArray[np.float64]  # (G,) evenly spaced
+    density: NDArray[np.float64]  # (G,) integrates to 1
+    width: float  # standard deviation of the Gaussian, in units of the eigenvalues
+    probes: int  # random vectors
+    steps: int  # of the Lanczos process for each
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """The second derivatives of the mean loss in the trainable weights, at the model's weights."""
+
+    setup: Setup
+    eigenvalues: NDArray[np.float64]  # (k,) the largest, in descending order
+    trace: Interval | None  # over random vectors; its interval covers their draw only
+    density: Density | None
+    products: int  # Hessian-vector products made, each about two forward-backward passes
+
+    @property
+    def lambda_max(self) -> float:
+        """The largest eigenvalue."""
+        return float(self.eigenvalues[0])
+
+    @property
+    def lambda_ratio(self) -> float | None:
+        """lambda_max / lambda_5, as in section 4.2 of arXiv 2010.01412; None below five of them."""
+        if len(self.eigenvalues) < 5 or self.eigenvalues[4] == 0:
+            return None
+        return float(self.eigenvalues[0] / self.eigenvalues[4])
+
+
+def hessian(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: LossFunction = model_loss,
+    *,
+    top_k: int = 5,
+    tolerance: float = 1e-3,
+    trace_probes: int = 30,
+    density_probes: int = 0,
+    density_steps: int = 40,
+    max_batches: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> Hessian:
+    """Measure the Hessian of the mean loss by products with vectors; it is never formed.
+
+    Eigenvalues: ARPACK's implicitly restarted Lanczos method (scipy's `eigsh`). Trace: the mean of
+    z H z over vectors z of random signs (Hutchinson). Density: stochastic Lanczos quadrature
+    (arXiv 1901.10159, algorithms 1 and 2) from Gaussian vectors.
+
+    Args:
+        model: Measured as `measuring` says, and restored exactly.
+        batches: Of a data loader. The memory needed is less than twice that of a training step on
+            the largest batch: smaller batches take less.
+        loss: The mean loss of a batch, with second derivatives.
+        top_k: How many eigenvalues; `lambda_ratio` needs 5.
+        tolerance: Relative accuracy of the eigenvalues; 0 for that of the dtype.
+        trace_probes: Random vectors for the trace; 0 to leave it out.
+        density_probes: Random vectors for the density, 1 for a picture; 0 to leave it out.
+        density_steps: Of the Lanczos process for each.
+        max_batches: Use the first so many; None for all.
+        seed: Of the random vectors, and of the loader's order.
+        dtype: To compute in; None for the weights' own. The vectors are kept in float64.
+        progress: Show a progress bar.
+
+    Returns:
+        All of it. Costs about 25 products for the eigenvalues, one for each probe of the trace and
+        `density_steps` for each of the density; a product is about two forward-backward passes over
+        the examples. Memory: 20 vectors of 8 bytes for each weight, or `density_steps`.
+
+    Raises:
+        ValueError: If an argument is out of its range, there is nothing to measure, the Hessian is
+            not finite or has no second derivative.
+    """
+    if top_k < 1 or min(trace_probes, density_probes) < 0 or density_steps < 2:
+        raise ValueError(
+            "`top_k` must be >= 1, `trace_probes` and `density_probes` >= 0 and `density_steps` "
+            f">= 2, got {top_k}, {trace_probes}, {density_probes} and {density_steps}."
+        )
+    bar = tqdm(desc="Hessian-vector products", disable=not progress)
+    with bar, measuring(
+        model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
+    ) as objective:  # fmt: skip
+        product = Product(objective, bar)
+        eigenvalues = _largest(product, top_k, tolerance, seed)
+        trace = None
+        if trace_probes:
+            probes = islice(signs(objective.weights, seed=seed), trace_probes)
+            trace = Interval.of([float(z @ product(z)) for z in map(flat, probes)])
+        density = None
+        if density_probes:
+            starts = islice(gaussians(objective.weights, seed=seed), density_probes)
+            found = [lanczos(product, flat(start), density_steps) for start in starts]
+            density = _smoothed(found, density_steps)
+        return Hessian(objective.setup, eigenvalues, trace, density, product.count)
+
+
+class Product:
+    """Multiplies the Hessian by vectors (n,), and counts."""
+
+    def __init__(self, objective: Objective, bar: Any = None) -> None:
+        """Take the objective.
+
+        Args:
+            objective: At whose weights the Hessian is.
+            bar: A progress bar to advance by one for each product.
+        """
+        self.size = objective.setup.parameters
+        self.count = 0
+        self._objective = objective
+        self._bar = bar
+
+    def __call__(self, vector: Vector) -> Vector:
+        """Return the product, (n,).
+
+        Raises:
+            ValueError: If it is not finite.
+        """
+        self.count += 1
+        if self._bar is not None:
+            self._bar.update()
+        result = flat(self._objective.hessian_product(_unflat(vector, self._objective.weights)))
+        if not np.isfinite(result).all():
+            raise ValueError(
+                "the Hessian must be finite, got a product with a vector that is not: the loss has "
+                "no second derivative at these weights, or overflows (try `dtype=torch.float64`)."
+            )
+        return result
+
+
+def flat(weights: Weights) -> Vector:
+    """Return all tensors as one vector (n,)."""
+    return torch.cat([x.detach().reshape(-1).double().cpu() for x in weights.values()]).numpy()
+
+
+def _unflat(vector: Vector, like: Weights) -> Weights:
+    pieces = torch.as_tensor(vector).split([x.numel() for x in like.values()])
+    return {
+        name: piece.view_as(x).to(x.device, x.dtype)
+        for (name, x), piece in zip(like.items(), pieces, strict=True)
+    }
+
+
+def _largest(product: Product, k: int, tolerance: float, seed: int) -> NDArray[np.float64]:
+    """Return the k largest eigenvalues, or all where there are fewer, in descending order."""
+    krylov = max(2 * k, KRYLOV)
+    if product.size <= krylov:  # too few dimensions for ARPACK, and few enough to form the matrix
+        columns = [product(row) for row in np.eye(product.size)]
+        matrix = np.stack(columns)
+        return np.asarray(np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1][:k], np.float64)
+    shape = (product.size, product.size)
+    operator = LinearOperator(shape, matvec=lambda v: product(v.reshape(-1)), dtype=np.float64)
+    start = np.random.default_rng(seed).standard_normal(product.size)
+    options = {"k": k, "which": "LA", "ncv": krylov, "tol": tolerance, "v0": start}
+    try:
+        found = eigsh(operator, return_eigenvectors=False, **options)
+    except ArpackNoConvergence as error:
+        raise ValueError(
+            f"the largest eigenvalues did not converge in {product.count} products: pass a larger "
+            f"`tolerance` than {tolerance:g}, or `dtype=torch.float64`."
+        ) from error
+    except ArpackError:
+        if product(start).any():
+            raise
+        return np.zeros(k)  # of a matrix of zeros, which ARPACK does not take
+    return np.sort(found)[::-1].copy()
+
+
+def _smoothed(
+    found: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], steps: int
+) -> Density:
+    """Average the quadratures, each node smoothed over a hundredth of the spectrum's range."""
+    nodes = np.concatenate([nodes for nodes, _ in found])
+    weights = np.concatenate([weights for _, weights in found]) / len(found)
+    width = max(float(np.ptp(nodes)) / 100, 1e-6 * float(np.abs(nodes).max()), 1e-12)
+    grid = np.linspace(nodes.min() - MARGIN * width, nodes.max() + MARGIN * width, GRID)
+    bells = np.exp(-0.5 * ((grid[:, None] - nodes) / width) ** 2)  # (G, nodes)
+    density = bells @ weights / (width * np.sqrt(2 * np.pi))
+    return Density(grid, density, width, probes=len(found), steps=steps)

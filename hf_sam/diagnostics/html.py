@@ -1,0 +1,125 @@
+"""The report as one self-contained page: no network, no scripts."""
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from ..model_card import TEMPLATES
+from . import plots
+from .report import Report, table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and what it shows."""
+
+    title: str
+    data_url: str
+    text: str
+
+
+def write_html(path: Path, report: Report) -> None:
+    """Write the page.
+
+    Args:
+        path: The file.
+        report: What it shows.
+    """
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = page.from_string((TEMPLATES / "report.html").read_text())
+    rows = table(report.portraits)
+    settings = [
+        {**(p.run.get("hyperparameters") or {}),
+         **{f"SAM: {name}": value for name, value in (p.run.get("sam") or {}).items()}}
+        for p in report.portraits
+    ]  # fmt: skip
+    names = list(dict.fromkeys(name for of_model in settings for name in of_model))
+    path.write_text(
+        template.render(
+            report=report,
+            first=report.portraits[0],
+            rows=rows,
+            verdict=verdict(report),
+            pictures=list(_pictures(report)),
+            settings=[(name, [of.get(name, "-") for of in settings]) for name in names],
+            plan=asdict(report.plan),
+        )
+    )
+
+
+def verdict(report: Report) -> str:
+    """Say which of two models is the flatter one, by how many of the measures."""
+    if len(report.portraits) < 2:
+        return "One model: a number says little without another one beside it (--compare)."
+    first, second = report.portraits
+    rows = table(report.portraits)
+    flatter = [row for row in rows if row.values[0] < row.values[1]]
+    others = [row.label for row in rows if row.values[0] >= row.values[1]]
+    text = f"{first.name} is flatter than {second.name} by {len(flatter)} of {len(rows)} measures"
+    return f"{text}, but not by: {'; '.join(others)}." if others and flatter else f"{text}."
+
+
+def _pictures(report: Report) -> Iterator[Picture]:
+    by_name = {portrait.name: portrait for portrait in report.portraits}
+    if all(portrait.surface for portrait in report.portraits):
+        surfaces = {name: p.surface for name, p in by_name.items() if p.surface}
+        lines = {name: p.line for name, p in by_name.items() if p.line}
+        yield _picture(
+            "Loss landscape",
+            plots.plot_contours(surfaces),
+            "The loss along two random directions, each filter moved by up to "
+            f"{report.plan.span:g} of its own norm; the same levels for all, + is the model.",
+        )
+        yield _picture(
+            "The same in three dimensions",
+            plots.plot_surfaces(surfaces),
+            "Cut off where the loss leaves the scale that all share.",
+        )
+        yield _picture(
+            "Along one direction",
+            plots.plot_profile(lines),
+            "The first of the two directions, more finely.",
+        )
+    if report.between:
+        first, second = report.portraits
+        yield _picture(
+            "Between the two",
+            plots.plot_profile({f"{first.name} to {second.name}": report.between}),
+            f"The loss on the straight line from {first.name} (0) to {second.name} (1). A hill "
+            "between them means two basins; BatchNorm's statistics on the way can raise it too.",
+        )
+    if all(portrait.hessian.density for portrait in report.portraits):
+        yield _picture(
+            "Spectrum of the Hessian",
+            plots.plot_spectrum({name: p.hessian for name, p in by_name.items()}),
+            "Most eigenvalues are near zero; the few large ones, marked below, are the directions "
+            "in which the loss is sharp.",
+        )
+    if report.plan.m:
+        yield _picture(
+            "m-sharpness",
+            plots.plot_m_sharpness({name: p.sharpness for name, p in by_name.items()}),
+            "The mean rise of the loss of m examples after an ascent step of their own.",
+        )
+    if all(portrait.rho_scan for portrait in report.portraits):
+        scans = {name: p.rho_scan for name, p in by_name.items() if p.rho_scan}
+        yield _picture(
+            "Choosing rho",
+            plots.plot_rho_scan(scans),
+            " ".join(f"{name}: {scan.reason}" for name, scan in scans.items())
+            + " A starting point: choose among its neighbours on held-out data.",
+        )
+
+
+def _picture(title: str, figure: Figure, text: str) -> Picture:
+    """Embed a figure; SVG, as a surface of 225 cells is small."""
+    file = io.BytesIO()
+    with plots.reproducible():
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return Picture(title, f"data:image/svg+xml;base64,{encoded}", text)

@@ -1,0 +1,143 @@
+"""What the command measures: image classifiers and images, loaded and checked."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..vision import (
+    Classifier,
+    ImageDataset,
+    ModelSource,
+    Splits,
+    build_transforms,
+    find_column,
+    load_classifier,
+    load_digits,
+    load_hub,
+    load_local,
+    select_split,
+    with_class_labels,
+)
+
+RECORD = "run.json"  # what finetune.py leaves beside a model
+EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order of preference
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier that was trained, and the record of it."""
+
+    classifier: Classifier
+    run: dict[str, Any]  # empty without a record
+
+    def fingerprint(self) -> str:
+        """Return a hash of all weights and buffers."""
+        digest = hashlib.sha256()
+        for name, tensor in self.classifier.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def load_images(
+    data: str,
+    *,
+    split: str,
+    eval_split: str | None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Splits:
+    """Load the images to measure sharpness on and those to measure the error on.
+
+    Args:
+        data: `digits`, a folder of parquet files or images, or `owner/name` on the Hub.
+        split: For the sharpness.
+        eval_split: For the error; None for the test or validation split.
+        image_column: Where the images are; None to look for it.
+        label_column: Where the labels are; None to look for it.
+
+    Raises:
+        ValueError: If they cannot be had.
+    """
+    if data == "digits":
+        found = load_digits()
+    elif Path(data).exists() or data.count("/") != 1 or data.startswith("."):
+        found = load_local(Path(data))
+    else:
+        found = load_hub(data)
+    eval_split = eval_split or next((name for name in EVAL_SPLITS if name in found), split)
+    rows, evaluation = select_split(found, split), select_split(found, eval_split)
+    return with_class_labels(
+        rows,
+        evaluation,
+        image_column=find_column(rows, image_column, kind="image"),
+        label_column=find_column(rows, label_column, kind="label"),
+        eval_split=eval_split,
+    )
+
+
+def load_trained(name: str, label_names: Sequence[str]) -> Trained:
+    """Load a classifier that was trained on these labels.
+
+    Args:
+        name: A folder, or an image classifier on the Hub.
+        label_names: (classes,) of the data.
+
+    Raises:
+        ValueError: If it cannot be had, or was trained on other labels.
+    """
+    classifier = load_classifier(ModelSource(name), label_names)
+    if classifier.report.head_drawn_anew or classifier.report.missing:
+        raise ValueError(
+            f"`{name}` must be a classifier of the {len(label_names)} classes of the data, got "
+            f"{classifier.report}: measure it on the data that it was trained on."
+        )
+    record = Path(name) / RECORD
+    return Trained(classifier, json.loads(record.read_text()) if record.is_file() else {})
+
+
+def sample(rows: datasets.Dataset, most: int, seed: int) -> datasets.Dataset:
+    """Return at most so many rows, drawn at random.
+
+    Raises:
+        ValueError: If none are asked for.
+    """
+    if most < 1:
+        raise ValueError(f"`--examples` and `--max_eval_samples` must be >= 1, got {most}.")
+    return rows.shuffle(seed=seed).select(range(min(most, len(rows))))
+
+
+def batches_of(
+    rows: datasets.Dataset, trained: Trained, batch_size: int, *, split: str
+) -> DataLoader[Any]:
+    """Return batches of images as the classifier is evaluated on them: no random crops.
+
+    Raises:
+        ValueError: If a batch would be empty.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`--batch_size` must be >= 1, got {batch_size}.")
+    _, transform = build_transforms(trained.classifier.data_config)
+    return DataLoader(ImageDataset(rows, transform, split=split), batch_size=batch_size)
+
+
+@torch.no_grad()
+def top1_error(model: PreTrainedModel, batches: DataLoader[Any]) -> float:
+    """Return the share of images that are not recognised, in percent."""
+    was_training, wrong, seen = model.training, 0, 0
+    model.eval()
+    for batch in tqdm(batches, desc="error"):
+        logits = model(pixel_values=batch["pixel_values"].to(model.device)).logits
+        wrong += int((logits.argmax(dim=-1).cpu() != batch["labels"]).sum())
+        seen += len(logits)
+    model.train(was_training)
+    return 100.0 * wrong / seen

@@ -1,0 +1,166 @@
+"""The loss along one or two directions from the weights, and on the line between two models."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .directions import filter_normalised, gaussians, norm
+from .measuring import measuring
+from .objective import LossFunction, Objective, Setup, Weights, model_loss
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The mean loss on a grid of weights."""
+
+    setup: Setup
+    x: NDArray[np.float64]  # (X,) steps along the first direction; 0 is the model
+    y: NDArray[np.float64] | None  # (Y,) along the second; None for a line
+    losses: NDArray[np.float64]  # (X,) or (X, Y); inf or nan where the network overflows
+    axes: tuple[str, ...]  # what a step of 1 along each direction is
+    lengths: tuple[float, ...]  # L2 norm of a step of 1 along each direction
+
+
+def landscape(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: LossFunction = model_loss,
+    *,
+    dimensions: int = 2,
+    span: float = 1.0,
+    points: int = 21,
+    ascent: bool = False,
+    max_batches: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> Landscape:
+    """Compute the loss along filter-normalised random directions (arXiv 1712.09913, section 4).
+
+    Args:
+        model: Measured as `measuring` says, and restored exactly.
+        batches: Of a data loader.
+        loss: The mean loss of a batch.
+        dimensions: 1 for a line, 2 for a surface.
+        span: The grid reaches from -span to span along each direction; at 1 each filter has moved
+            by its own norm.
+        points: Of the grid along each direction; odd, so that the model is one of them.
+        ascent: Take the gradient for the first direction, as long as a random one, in place of a
+            random one: the direction of SAM's ascent.
+        max_batches: Use the first so many; None for all.
+        seed: Of the directions: two models of one architecture get the same draws. And of the
+            loader's order.
+        dtype: To compute in; None for the weights' own.
+        progress: Show a progress bar.
+
+    Returns:
+        The grid. Costs one forward pass over the examples for each point, 441 for a surface.
+
+    Raises:
+        ValueError: If an argument is out of its range, or there is nothing to measure.
+    """
+    if dimensions not in (1, 2):
+        raise ValueError(f"`dimensions` must be 1 or 2, got {dimensions}.")
+    if points < 3 or points % 2 == 0 or not span > 0:
+        raise ValueError(
+            f"`points` must be odd and >= 3 and `span` > 0, got {points} and {span}: the model is "
+            "the grid's centre."
+        )
+    with measuring(
+        model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
+    ) as objective:
+        draws = gaussians(objective.weights, seed=seed)
+        directions = [filter_normalised(next(draws), objective.weights) for _ in range(dimensions)]
+        axes = ["filter-normalised random direction"] * dimensions
+        if ascent:
+            gradient = objective.gradient(objective.weights)[1]
+            by = norm(directions[0]) / max(norm(gradient), torch.finfo(torch.float64).tiny)
+            directions[0] = {name: by * g for name, g in gradient.items()}
+            axes[0] = "gradient (ascent direction)"
+        grid = np.linspace(-span, span, points)
+        grid[points // 2] = 0.0
+        lines = [(x, y) for x in grid for y in (grid if dimensions == 2 else [0.0])]
+        losses = [
+            objective.mean_loss(_at(objective, directions, steps))
+            for steps in tqdm(lines, desc="landscape", disable=not progress)
+        ]
+        return Landscape(
+            setup=objective.setup,
+            x=grid,
+            y=grid if dimensions == 2 else None,
+            losses=np.array(losses).reshape([points] * dimensions),
+            axes=tuple(axes),
+            lengths=tuple(map(norm, directions)),
+        )
+
+
+def line_between(
+    model: nn.Module,
+    other: nn.Module | Mapping[str, Tensor],
+    batches: Iterable[Any],
+    loss: LossFunction = model_loss,
+    *,
+    margin: float = 0.25,
+    points: int = 25,
+    max_batches: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> Landscape:
+    """Compute the loss on the straight line from one model to another (arXiv 1412.6544).
+
+    All tensors of floating point move, frozen parameters and running statistics too, these only
+    between the two. BatchNorm's statistics on the way are those of neither model, which alone can
+    raise the loss between them.
+
+    Args:
+        model: At 0. Measured as `measuring` says, and restored exactly.
+        other: At 1: a model of the same architecture, or its `state_dict()`.
+        batches: Of a data loader.
+        loss: The mean loss of a batch.
+        margin: How far the line goes on beyond both ends.
+        points: Of the grid; the two models are added where they are not on it.
+        max_batches: Use the first so many; None for all.
+        seed: Of the loader's order.
+        dtype: To compute in; None for the weights' own.
+        progress: Show a progress bar.
+
+    Returns:
+        The line; `setup` is of the model at 0. Costs one forward pass over the examples a point.
+
+    Raises:
+        ValueError: If the architectures differ, or there is nothing to measure.
+    """
+    if points < 2 or margin < 0:
+        raise ValueError(f"`points` must be >= 2 and `margin` >= 0, got {points} and {margin}.")
+    end = other.state_dict() if isinstance(other, nn.Module) else other
+    with measuring(
+        model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
+    ) as objective:
+        way = objective.difference(end)
+        grid = np.unique([*np.linspace(-margin, 1 + margin, points).round(12), 0.0, 1.0])
+        losses = [
+            objective.mean_loss(objective.towards(way, float(x)))
+            for x in tqdm(grid, desc="line between two models", disable=not progress)
+        ]
+        return Landscape(
+            setup=objective.setup,
+            x=grid,
+            y=None,
+            losses=np.array(losses),
+            axes=("from one model (0) to the other (1)",),
+            lengths=(norm({name: way[name] for name in objective.weights}),),
+        )
+
+
+def _at(objective: Objective, directions: list[Weights], steps: tuple[float, ...]) -> Weights:
+    weights = objective.weights
+    for direction, step in zip(directions, steps, strict=False):
+        weights = {name: w + step * direction[name] for name, w in weights.items()}
+    return weights

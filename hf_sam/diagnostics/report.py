@@ -1,0 +1,204 @@
+"""Everything that is measured of one classifier, or of two side by side, and its JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from jinja2 import Template
+from torch import nn
+
+from ..interval import Interval
+from ..model_card import TEMPLATES, write_json
+from .codec import decode, encode
+from .hessian import Hessian, hessian
+from .landscape import Landscape, landscape
+from .rho_scan import RhoScan, rho_scan
+from .sharpness import Sharpness, sharpness
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured; what each number costs is said by the functions that take it."""
+
+    rho: float = 0.05
+    steps: int = 10
+    sigma: float = 0.01
+    directions: int = 10
+    m: tuple[int, ...] = (4, 16, 64)
+    top_k: int = 5
+    trace_probes: int = 20
+    density_probes: int = 1
+    density_steps: int = 40
+    points: int = 15  # of the surface along each direction; 0 to leave pictures of it out
+    span: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One model: how well it does, and how sharp its minimum is."""
+
+    name: str
+    error: float  # top-1, in percent, on the evaluation split
+    sharpness: Sharpness
+    hessian: Hessian
+    line: Landscape | None
+    surface: Landscape | None
+    rho_scan: RhoScan | None
+    run: Mapping[str, Any]  # the record of its training, where there is one
+
+    def keep(self, path: Path, of: Sequence[Any]) -> None:
+        """Write it down, for a run that is started again.
+
+        Args:
+            path: The file.
+            of: What it depends on.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"of": of, "portrait": encode(self)})
+
+
+@dataclass(frozen=True)
+class Report:
+    """One model, or two side by side on the same examples."""
+
+    data: str
+    split: str  # that sharpness was measured on
+    eval_split: str  # that the errors were measured on
+    eval_examples: int
+    plan: Plan
+    portraits: Sequence[Portrait]
+    between: Landscape | None  # on the line from the first model to the second
+    command: str
+    versions: Mapping[str, str]
+    date: str
+
+    def write(self, path: Path) -> None:
+        """Write all of it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, encode(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote."""
+        return decode(cls, json.loads(path.read_text()))
+
+
+def kept_portrait(path: Path, of: Sequence[Any]) -> Portrait | None:
+    """Return what `keep` has written of the same model and plan, or None."""
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    return decode(Portrait, kept["portrait"]) if kept.get("of") == list(of) else None
+
+
+def portray(
+    model: nn.Module,
+    batches: Sequence[Any],
+    plan: Plan,
+    *,
+    name: str,
+    error: float,
+    run: Mapping[str, Any],
+) -> Portrait:
+    """Measure all of a model.
+
+    Args:
+        model: Restored exactly.
+        batches: The examples.
+        plan: How much.
+        name: To show.
+        error: Top-1, in percent.
+        run: The record of its training; may be empty.
+
+    Returns:
+        The portrait.
+
+    Raises:
+        ValueError: If it cannot be measured.
+    """
+    seed, line, surface = plan.seed, None, None
+    if plan.points:
+        line = landscape(model, batches, dimensions=1, span=plan.span, points=41, seed=seed)
+        surface = landscape(model, batches, span=plan.span, points=plan.points, seed=seed)
+    return Portrait(
+        name=name,
+        error=error,
+        sharpness=sharpness(
+            model,
+            batches,
+            rho=plan.rho,
+            steps=plan.steps,
+            sigma=plan.sigma,
+            directions=plan.directions,
+            adaptive_rho=10 * plan.rho,
+            m=plan.m,
+            seed=seed,
+        ),
+        hessian=hessian(
+            model,
+            batches,
+            top_k=plan.top_k,
+            trace_probes=plan.trace_probes,
+            density_probes=plan.density_probes,
+            density_steps=plan.density_steps,
+            seed=seed,
+        ),
+        line=line,
+        surface=surface,
+        rho_scan=rho_scan(model, batches, max_batches=None, seed=seed),
+        run=run,
+    )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table: what is measured, and the models' values in words and as numbers."""
+
+    label: str
+    shown: list[str]
+    values: list[float]
+
+
+def table(portraits: Sequence[Portrait]) -> list[Measure]:
+    """Return every measure of sharpness that is one number; the smaller, the flatter."""
+    first = portraits[0].sharpness
+    rows = [
+        (f"worst case, one ascent step, rho {first.rho:g}", lambda p: p.sharpness.worst_case),
+        (f"worst case, {1 + first.steps} steps", lambda p: p.sharpness.worst_case_steps),
+        (f"average over random directions, sigma {first.sigma:g}", lambda p: p.sharpness.average),
+        (f"adaptive (ASAM), rho {first.adaptive_rho:g}", lambda p: p.sharpness.adaptive),
+        *(
+            (f"m-sharpness, m = {m}", lambda p, m=m: p.sharpness.by_m[m])
+            for m in first.by_m
+        ),
+        ("lambda_max", lambda p: p.hessian.lambda_max),
+        ("lambda_max / lambda_5", lambda p: p.hessian.lambda_ratio),
+        ("trace of the Hessian", lambda p: p.hessian.trace),
+    ]  # fmt: skip
+    return [
+        _measure(label, [value(p) for p in portraits])
+        for label, value in rows
+        if value(portraits[0]) is not None
+    ]
+
+
+def card_section(report: Report, portrait: Portrait) -> str:
+    """Render the model card's section on one model of a report, beside the others.
+
+    Args:
+        report: Where the others are.
+        portrait: Of the card's model; comes first.
+
+    Returns:
+        Markdown, from a second-level heading on.
+    """
+    others = [other for other in report.portraits if other is not portrait]
+    shown = [portrait, *others]
+    template = Template((TEMPLATES / "how_sharp.md").read_text(), trim_blocks=True)
+    return template.render(report=report, shown=shown, rows=table(shown))
+
+
+def _measure(label: str, found: list[float | Interval]) -> Measure:
+    values = [value.mean if isinstance(value, Interval) else float(value) for value in found]
+    return Measure(label, [f"{value:.3g}" for value in found], values)

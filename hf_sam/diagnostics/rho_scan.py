@@ -1,0 +1,127 @@
+"""What each rho does to the loss and to the gradient, to choose one by looking."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm.auto import tqdm
+
+from .batches import Part
+from .directions import norm
+from .measuring import measuring
+from .objective import LossFunction, Objective, Setup, Weights, model_loss
+from .sharpness import ascent_step
+
+RHOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+ALIGNED = 0.7  # cosine of 45 degrees
+
+
+@dataclass(frozen=True)
+class RhoScan:
+    """Means over batches, each of which has its own perturbation, as in training."""
+
+    setup: Setup
+    rhos: NDArray[np.float64]  # (R,) L2 radius in parameter space, ascending
+    perturbed_losses: NDArray[np.float64]  # (R,) after the ascent
+    cosines: NDArray[np.float64]  # (R,) between the gradients at w and at w + epsilon
+    recommended: float | None  # one of `rhos`
+    reason: str
+
+
+def rho_scan(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: LossFunction = model_loss,
+    *,
+    rhos: Sequence[float] = RHOS,
+    adaptive: bool = False,
+    max_batches: int | None = 8,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> RhoScan:
+    """Measure what SAM's ascent does for each rho, and recommend one.
+
+    Recommended is the largest rho up to which the gradient at w + epsilon stays within 45 degrees
+    of that at w, on average: the descent still goes down the loss itself, and the ascent is as
+    strong as that allows. A starting point for a comparison on held-out data, not a result.
+
+    Args:
+        model: Best after some training. Measured as `measuring` says, and restored exactly.
+        batches: Of a data loader, of the size that shares a perturbation in training (m).
+        loss: The mean loss of a batch.
+        rhos: To try.
+        adaptive: For ASAM, whose radii are about ten times larger.
+        max_batches: Use the first so many; None for all.
+        seed: Of the loader's order.
+        dtype: To compute in; None for the weights' own.
+        progress: Show a progress bar.
+
+    Returns:
+        One entry for each rho. Costs a forward-backward pass over the examples for each, and one.
+
+    Raises:
+        ValueError: If a rho is not positive, or there is nothing to measure.
+    """
+    radii = np.unique(np.asarray(rhos, dtype=np.float64))
+    if not len(radii) or not (np.isfinite(radii).all() and radii[0] > 0):
+        raise ValueError(f"`rhos` must be numbers > 0, got {list(rhos)}.")
+    with measuring(
+        model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
+    ) as objective:
+        bar = tqdm(objective.parts, desc="rho scan", disable=not progress)
+        found = np.array([_of_batch(objective, part, radii, adaptive) for part in bar])  # (B, R, 2)
+        weights = [part.examples for part in objective.parts]
+        losses, cosines = np.average(found, axis=0, weights=weights).T
+        recommended, reason = _recommend(radii, cosines)
+        return RhoScan(objective.setup, radii, losses, cosines, recommended, reason)
+
+
+def _of_batch(
+    objective: Objective, part: Part, radii: NDArray[np.float64], adaptive: bool
+) -> list[tuple[float, float]]:
+    """Return loss and cosine after each ascent."""
+    gradient = objective.gradient(objective.weights, [part])[1]
+    found = []
+    for rho in radii:
+        step = ascent_step(objective, gradient, float(rho), adaptive=adaptive)
+        loss, moved = objective.gradient(objective.moved(step), [part])
+        found.append((loss, _cosine(gradient, moved)))
+    return found
+
+
+def _cosine(a: Weights, b: Weights) -> float:
+    """0 where a gradient is zero, nan where one is not finite."""
+    product = float(sum((a[name].double() * b[name].double()).sum() for name in a))
+    lengths = norm(a) * norm(b)
+    return product / lengths if lengths else 0.0
+
+
+def _recommend(
+    radii: NDArray[np.float64], cosines: NDArray[np.float64]
+) -> tuple[float | None, str]:
+    count = int(np.argmin(np.append(np.nan_to_num(cosines, nan=-1.0) >= ALIGNED, False)))
+    if count == 0:
+        return None, (
+            f"already at rho {radii[0]:g} the gradient turns by {_degrees(cosines[0])}, more than "
+            "45 degrees: scan smaller ones, or after more training."
+        )
+    best = float(radii[count - 1])
+    reason = f"at rho {best:g} the gradient turns by {_degrees(cosines[count - 1])}"
+    if count == len(radii):
+        return best, f"{reason}, and no larger rho was tried: scan larger ones too."
+    return best, (
+        f"{reason}, at {radii[count]:g} by {_degrees(cosines[count])}: within 45 degrees a step "
+        "against it still lowers the loss itself."
+    )
+
+
+def _degrees(cosine: float) -> str:
+    if math.isnan(cosine):
+        return "an angle that is not finite"
+    return f"{math.degrees(math.acos(max(-1.0, min(1.0, cosine)))):.0f} degrees"

@@ -1,0 +1,177 @@
+"""How far the loss rises near the weights: in the worst case, on average, and for groups of m."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..interval import Interval
+from ..perturbation import compute_perturbation
+from .batches import groups_of
+from .directions import gaussians, norm
+from .measuring import measuring
+from .objective import LossFunction, Objective, Setup, Weights, model_loss
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Rises of the mean loss over its value at the weights."""
+
+    setup: Setup
+    rho: float  # L2 radius in parameter space
+    worst_case: float  # after one ascent step of length rho along the gradient, as in SAM
+    steps: int
+    worst_case_steps: float  # the most that this step and `steps` more of projected ascent find
+    sigma: float  # standard deviation of the random directions, in each weight
+    average: Interval  # over Gaussian directions
+    adaptive_rho: float  # radius of the weights scaled by T, arXiv 2102.11600
+    adaptive: float  # after one ascent step of ASAM
+    by_m: dict[int, float]  # m: mean over groups of m examples, each with an ascent step of its own
+
+
+def sharpness(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: LossFunction = model_loss,
+    *,
+    rho: float = 0.05,
+    steps: int = 10,
+    sigma: float = 0.01,
+    directions: int = 10,
+    adaptive_rho: float = 0.5,
+    m: Sequence[int] = (),
+    max_batches: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> Sharpness:
+    """Measure how far the loss rises within a radius of the weights.
+
+    Worst case: max of L(w + epsilon) - L(w) over ||epsilon|| <= rho (arXiv 2010.01412, equation 1),
+    by one step along the gradient, and by projected ascent that goes on from there: lower bounds of
+    it, the second the closer one. Average: the mean of L(w + sigma z) - L(w) for standard normal z
+    (arXiv 2206.06232, section 2), to second order sigma^2 trace(H) / 2; each z is taken both ways,
+    which leaves the mean as it is and takes the slope out of its spread.
+
+    Args:
+        model: Measured as `measuring` says, and restored exactly.
+        batches: Of a data loader.
+        loss: The mean loss of a batch.
+        rho: L2 radius in parameter space.
+        steps: Of projected ascent after the first.
+        sigma: Standard deviation of the random directions, in each weight.
+        directions: Random directions of the average.
+        adaptive_rho: Radius for ASAM's perturbation, with eta 0.01.
+        m: Numbers of examples, for each of which to measure m-sharpness (section 4.1).
+        max_batches: Use the first so many; None for all.
+        seed: Of the random directions, and of the loader's order.
+        dtype: To compute in; None for the weights' own.
+        progress: Show a progress bar.
+
+    Returns:
+        All of it. Costs, over the examples, 1 + steps forward-backward and 3 + 2 directions forward
+        passes, and for each m a forward-backward and a forward pass.
+
+    Raises:
+        ValueError: If an argument is out of its range, or there is nothing to measure.
+    """
+    for name, value in (("rho", rho), ("sigma", sigma), ("adaptive_rho", adaptive_rho)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"`{name}` must be > 0 to measure sharpness, got {value}.")
+    if steps < 0 or directions < 1:
+        raise ValueError(
+            f"`steps` must be >= 0 and `directions` >= 1, got {steps} and {directions}."
+        )
+    bar = tqdm(total=2 + steps + directions + len(m), desc="sharpness", disable=not progress)
+    with bar, measuring(
+        model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
+    ) as objective:  # fmt: skip
+        gradient = objective.gradient(objective.weights)[1]
+        adaptive_step = ascent_step(objective, gradient, adaptive_rho, adaptive=True)
+        adaptive = rise(objective, adaptive_step)
+        bar.update()
+        found = []
+        for value in _projected_ascent(objective, gradient, rho, steps):
+            found.append(value)
+            bar.update()
+        average = []
+        for direction in islice(gaussians(objective.weights, seed=seed), directions):
+            average.append(mean_rise(objective, direction, sigma))
+            bar.update()
+        by_m = {}
+        for number in m:
+            by_m[number] = _m_sharpness(objective, number, rho)
+            bar.update()
+        return Sharpness(
+            setup=objective.setup,
+            rho=rho,
+            worst_case=found[0],
+            steps=steps,
+            worst_case_steps=max(found),
+            sigma=sigma,
+            average=Interval.of(average),
+            adaptive_rho=adaptive_rho,
+            adaptive=adaptive,
+            by_m=by_m,
+        )
+
+
+def ascent_step(
+    objective: Objective, gradient: Weights, rho: float, *, adaptive: bool = False
+) -> Weights:
+    """Return the perturbation that SAM, or ASAM, computes from a gradient.
+
+    Args:
+        objective: Its weights scale ASAM's.
+        gradient: One tensor for each weight; left as it is.
+        rho: Radius.
+        adaptive: Whether to scale by the weights.
+    """
+    copies = [g.clone() for g in gradient.values()]
+    steps = compute_perturbation(objective.weights, copies, rho=rho, adaptive=adaptive)
+    return {
+        name: torch.zeros_like(objective.weights[name]) if step is None else step
+        for name, step in zip(gradient, steps, strict=True)
+    }
+
+
+def rise(objective: Objective, direction: Weights, by: float = 1.0) -> float:
+    """Return L(w + by * direction) - L(w), over all examples."""
+    return objective.mean_loss(objective.moved(direction, by)) - objective.setup.loss
+
+
+def mean_rise(objective: Objective, direction: Weights, by: float) -> float:
+    """Return the mean of the rises along a direction and against it."""
+    return (rise(objective, direction, by) + rise(objective, direction, -by)) / 2
+
+
+def _projected_ascent(
+    objective: Objective, gradient: Weights, rho: float, steps: int
+) -> Iterator[float]:
+    """Give the rise after SAM's step, and after each further step of length rho in the ball."""
+    perturbation = ascent_step(objective, gradient, rho)
+    for _ in range(steps):
+        loss, gradient = objective.gradient(objective.moved(perturbation))
+        yield loss - objective.setup.loss
+        step = ascent_step(objective, gradient, rho)
+        perturbation = {name: x + step[name] for name, x in perturbation.items()}
+        shrink = min(1.0, rho / max(norm(perturbation), torch.finfo(torch.float64).tiny))
+        perturbation = {name: shrink * x for name, x in perturbation.items()}
+    yield rise(objective, perturbation)
+
+
+def _m_sharpness(objective: Objective, m: int, rho: float) -> float:
+    """Average over groups of m examples the rise of a group's loss after its own ascent step."""
+    groups = groups_of(objective.parts, m)
+    total = 0.0
+    for group in groups:
+        before, gradient = objective.gradient(objective.weights, group)
+        moved = objective.moved(ascent_step(objective, gradient, rho))
+        examples = sum(part.examples for part in group)
+        total += (objective.mean_loss(moved, group) - before) * examples
+    return total / objective.setup.examples

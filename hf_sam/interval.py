@@ -1,0 +1,36 @@
+"""A mean with its 95 % confidence interval."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Self
+
+from scipy.stats import t
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % confidence interval, by Student's t over n independent values."""
+
+    mean: float
+    half_width: float  # nan for a single value
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Estimate it from independent values, one or more."""
+        n = len(values)
+        if n == 1:
+            return cls(values[0], math.nan, 1)
+        quantile = float(t.ppf(0.975, n - 1))
+        return cls(mean(values), quantile * stdev(values) / math.sqrt(n), n)
+
+    def __format__(self, spec: str) -> str:
+        """Say it as 35.71 ± 0.42, each number by the specification; the mean alone if n is 1."""
+        spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:{spec}}"
+        return f"{self.mean:{spec}}{spread}"
+
+    def __str__(self) -> str:
+        """Say it with two decimals."""
+        return f"{self:.2f}"
