@@ -27,7 +27,7 @@ METHODS="--sweep learning_rate=0.02,0.04 rho=0.1,0.2
 run() { # name, options of compare.py
     mkdir -p "runs/$1" "model_cards/records/$1"
     cp -rn "model_cards/records/$1/." "runs/$1"
-    python recipes/compare.py --config $BIRDS --output_dir "runs/$1" "${@:2}"
+    python recipes/compare.py --config "${CONFIG:-$BIRDS}" --output_dir "runs/$1" "${@:2}"
     record "$1"
     cp "runs/$1/comparison.json" "model_cards/$1.json"
 }
@@ -52,6 +52,18 @@ save_file({**weights, **head}, "runs/zero_head.safetensors")
 CODE
 }
 
+flatness() { # comparison, data, options: SAM's minima beside the base optimizer's; pictures of one seed
+    for seed in 0 1 2; do
+        [ -e "model_cards/sharpness/$1-seed$seed.json" ] && continue
+        [ $seed = 0 ] && pictures="" || pictures="--points 0 --density_probes 0"
+        python -m hf_sam.diagnostics "runs/$1/sam-seed$seed" --compare "runs/$1/base-seed$seed" \
+            --names SAM base --seed $seed --out "runs/sharpness/$1-seed$seed" $pictures \
+            --trace_probes 10 --data "${@:2}"
+        mkdir -p model_cards/sharpness
+        cp "runs/sharpness/$1-seed$seed/report.json" "model_cards/sharpness/$1-seed$seed.json"
+    done
+}
+
 if [ "${1:-}" = record ]; then # after an interruption: record NAME
     record "$2" && exit
 fi
@@ -70,9 +82,15 @@ for name in "${@:-sgd adamw food noise40 noise80 m}"; do for part in $name; do
         --arm mixup rho=0 mixup=0.2 $FOUND ;;
     # With BatchNorm frozen the first gradients through a random head empty the features, with SGD from
     # learning rate 0.002 on, with AdamW from 0.001 on, and with SAM at any rate tried: it starts at zero.
+    # m = 4 and 64 end at chance with rho 0.05 even so, m = 4 learns with 0.005 and 0.01 (two epochs each).
     m) zero_head && run cub200_first50-m --seeds 3 --freeze_batch_norm true \
-        --weights runs/zero_head.safetensors --learning_rate 0.01 --sweep rho=0.005,0.01 \
+        --weights runs/zero_head.safetensors --learning_rate 0.01 --rho 0.005 \
         --arm m4 m=4 --arm m16 m=16 --arm m64 m=64 --arms base m4 m16 m64 ;;
+    flat_birds) flatness cub200_first50-adamw data/cub200_first50 ;;
+    no_norm) CONFIG=recipes/cifar10/wide_resnet10_2_no_norm.yaml run cifar10-no_norm --seeds 3 \
+        --arms base sam --sweep sam:rho=0.05,0.1,0.2 ;;
+    flat_no_norm) flatness cifar10-no_norm data/cifar10_jpeg --max_train_samples 5000 \
+        --examples 512 --batch_size 128 ;;
     frontier) run cub200_first50-frontier --seeds 5 --label_noise 0.4 $METHODS ;;
     *) echo "evidence.sh: no comparison is called $part" >&2 && exit 1 ;;
     esac

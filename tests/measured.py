@@ -24,9 +24,11 @@ def pairs_of_images(size: int = 16) -> list[tuple[Tensor, Tensor]]:
     return list(zip(pixels.split(size), labels.split(size), strict=True))
 
 
-def flat_loss(model: nn.Module, data: Any = None) -> tuple[Any, Tensor]:
+def flat_loss(
+    model: nn.Module, data: Any = None, *, forward: nn.Module | None = None
+) -> tuple[Any, Tensor]:
     """The mean loss over all examples as a function of one vector, and the weights as one."""
-    model = model.eval()
+    model = (forward or model).eval()
     params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     sizes = [p.numel() for p in params.values()]
 

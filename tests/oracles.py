@@ -179,3 +179,21 @@ def le_sam(at: At, w: Tensor, state: dict[str, Any], *, rho: float, sigma: float
     """2605.10183: the radius is a budget of the loss over the norm of its gradient."""
     g = at(w)
     return at(w + min(sigma / float(g.norm()), rho) * unit(g))
+
+
+def m_sharpness_rise(model: nn.Module, data: Sequence[Any], *, m: int, rho: float) -> float:
+    """Mean over groups of m examples of L_S(w + rho g_S / ||g_S||) - L_S(w): section 4.1."""
+    total = 0.0
+    for start in range(0, len(data), m):
+        rows = data[start : start + m]
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        params = {name: p.detach() for name, p in model.named_parameters()}
+
+        def loss(weights: dict[str, Tensor], batch: dict[str, Tensor] = batch) -> Tensor:
+            return functional_call(model.eval(), weights, (), batch)["loss"]
+
+        g = torch.func.grad(loss)(params)
+        norm = torch.cat([x.reshape(-1) for x in g.values()]).norm()
+        moved = {name: w + rho * g[name] / norm for name, w in params.items()}
+        total += len(rows) * float(loss(moved) - loss(params))
+    return total / len(data)

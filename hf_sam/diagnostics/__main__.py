@@ -58,7 +58,8 @@ def measure(options: Namespace, command: str) -> Report:
         label_column=options.label_column,
     )
     models = [load_trained(folder, splits.label_names) for folder in folders]
-    examples = sample(splits.train, options.examples, options.seed)
+    trained_on = sample(splits.train, options.max_train_samples, options.seed)
+    examples = sample(trained_on, options.examples, options.seed)
     batches = [
         list(batches_of(examples, trained, options.batch_size, split=options.train_split))
         for trained in models
@@ -107,7 +108,13 @@ def _portrait(
     """Return what an interrupted run has kept of the same model, or measure it and keep it."""
     model, plan = trained.classifier.model, _plan(options)
     of = [trained.fingerprint(), options.data, options.examples, options.batch_size]
-    of += [options.max_eval_samples, options.train_split, splits.eval_split, str(plan)]
+    of += [
+        options.max_train_samples,
+        options.max_eval_samples,
+        options.train_split,
+        splits.eval_split,
+        str(plan),
+    ]
     if portrait := kept_portrait(kept, of):
         print(f"{name}: measured before, taken from {kept}", flush=True)
         return portrait
@@ -149,6 +156,7 @@ def command_line() -> ArgumentParser:
     add("--eval_split", help="split whose error is measured; unset: test or validation")
     add("--image_column", help="column of the images")
     add("--label_column", help="column of the labels")
+    add("--max_train_samples", type=int, help="draw from what finetune.py took with this seed")
     add("--examples", type=int, default=128, help="images whose loss is measured, drawn at random")
     add("--max_eval_samples", type=int, default=2000, help="images for the error, at most")
     add("--batch_size", type=int, default=32, help="images at a time: fewer take less memory")

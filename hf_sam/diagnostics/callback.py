@@ -88,8 +88,8 @@ class SharpnessCallback(TrainerCallback):
             What is logged.
         """
         model, batches, loss = of_trainer(self._trainer, self._data)
-        found = self._batches or islice(batches, self._max_batches)
-        with measuring(model, found, loss, seed=self._seed) as objective:
+        found, most = self._batches or batches, self._max_batches
+        with measuring(model, found, loss, max_batches=most, seed=self._seed) as objective:
             self._batches = [part.batch for part in objective.parts]
             weights = objective.weights
             step = ascent_step(objective, objective.gradient(weights)[1], self._rho)

@@ -105,12 +105,14 @@ def load_trained(name: str, label_names: Sequence[str]) -> Trained:
     return Trained(classifier, json.loads(record.read_text()) if record.is_file() else {})
 
 
-def sample(rows: datasets.Dataset, most: int, seed: int) -> datasets.Dataset:
-    """Return at most so many rows, drawn at random.
+def sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:
+    """Return at most so many rows, drawn at random; None for all as they are.
 
     Raises:
         ValueError: If none are asked for.
     """
+    if most is None:
+        return rows
     if most < 1:
         raise ValueError(f"`--examples` and `--max_eval_samples` must be >= 1, got {most}.")
     return rows.shuffle(seed=seed).select(range(min(most, len(rows))))

@@ -27,7 +27,7 @@ WIDTH = 3.5  # inches, of a column
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure twice, as PNG and as SVG; the same figure gives the same bytes.
+    """Write a figure twice, as SVG and as PNG; the same numbers give the same bytes.
 
     Args:
         figure: Of this module.

@@ -1,0 +1,132 @@
+"""Sharpness in the training log: what is measured, what it costs, and what it leaves alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import build, examples, images, make_trainer, vit
+from measured import batches
+from torch import Tensor
+from transformers import TrainerCallback
+
+from hf_sam.diagnostics import SharpnessCallback, hessian, of_trainer, sharpness
+
+EVALUATING = {"eval_strategy": "steps", "eval_steps": 5, "per_device_eval_batch_size": 16}
+
+
+def trainer_of(tmp_path: Path, name: str = "dropout_and_batch_norm", **settings: Any) -> Any:
+    data = {"eval_dataset": examples()[:16], **settings.pop("trainer_kwargs", {})}
+    return make_trainer(build(name), tmp_path, trainer_kwargs=data, **{**EVALUATING, **settings})
+
+
+def logged(trainer: Any, entry: str) -> list[float]:
+    return [line[entry] for line in trainer.state.log_history if entry in line]
+
+
+def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
+    without = trainer_of(tmp_path / "a")
+    without.train()
+    with_it = trainer_of(tmp_path / "b")
+    with_it.add_callback(SharpnessCallback(with_it, lanczos_steps=3))
+    with_it.train()
+    for one, other in zip(
+        without.model.state_dict().values(), with_it.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert logged(without, "loss") == logged(with_it, "loss")
+    assert logged(without, "eval_loss") == logged(with_it, "eval_loss")
+
+
+def test_logs_what_the_functions_measure(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, "mlp", max_steps=5)
+    callback = SharpnessCallback(trainer, rho=0.1, max_batches=2, directions=4, lanczos_steps=40)
+    trainer.add_callback(callback)
+    trainer.train()
+    data = batches(16, 16, 16)[:2]
+    found = sharpness(trainer.model, data, rho=0.1, directions=4, progress=False)
+    curvature = hessian(trainer.model, data, trace_probes=0, progress=False)
+    assert logged(trainer, "probe_loss") == pytest.approx([found.setup.loss])
+    assert logged(trainer, "probe_worst_case") == pytest.approx([found.worst_case])
+    assert logged(trainer, "probe_average") == pytest.approx([found.average.mean])
+    assert logged(trainer, "probe_lambda_max") == pytest.approx([curvature.lambda_max], rel=1e-3)
+
+
+def test_goes_to_whatever_reports(tmp_path: Path) -> None:
+    class Reporter(TrainerCallback):
+        seen: list[dict[str, float]] = []
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+            self.seen.append(dict(logs))
+
+    trainer = trainer_of(tmp_path, "mlp")
+    trainer.add_callback(Reporter())
+    trainer.add_callback(SharpnessCallback(trainer))
+    trainer.train()
+    assert len([logs for logs in Reporter.seen if "probe_worst_case" in logs]) == 4
+    assert "probe_lambda_max" not in Reporter.seen[-1]
+
+
+def test_probe_batches_are_fixed(tmp_path: Path) -> None:
+    """Although the data set draws anew at each access."""
+
+    class Augmented(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 48
+
+        def __getitem__(self, i: int) -> dict[str, Tensor]:
+            row = examples()[i]
+            return {**row, "x": row["x"] + torch.randn(6)}
+
+    trainer = trainer_of(tmp_path, "mlp", learning_rate=0.0, data=Augmented())
+    trainer.add_callback(SharpnessCallback(trainer))
+    trainer.train()
+    assert len(set(logged(trainer, "probe_loss"))) == 1
+    assert len(logged(trainer, "probe_loss")) == 4
+
+
+def test_cost_is_the_stated_one(tmp_path: Path) -> None:
+    """Each evaluation: one backward, 2 + 2 directions forward, two more of both a Lanczos step."""
+    trainer = trainer_of(tmp_path, "mlp")
+    callback = SharpnessCallback(trainer, max_batches=1, directions=3)
+    calls = {"forward": 0}
+
+    def count(*args: Any) -> None:
+        calls["forward"] += 1
+
+    callback.measure()  # fetches the batches
+    trainer.model.register_forward_hook(count)
+    callback.measure()
+    assert calls["forward"] == 1 + 2 + 2 * 3  # the loss at w, its gradient, the ascent, directions
+
+
+def test_adapter_takes_the_trainers_own_loss(tmp_path: Path) -> None:
+    """Label smoothing, by hand."""
+    trainer = make_trainer(
+        vit(0.0), tmp_path, data=images(), label_smoothing_factor=0.3,
+        per_device_eval_batch_size=48, dtype=torch.float32,
+    )  # fmt: skip
+    pixels = torch.stack([row["pixel_values"] for row in images()]).float()
+    labels = torch.stack([row["labels"] for row in images()])
+    with torch.no_grad():
+        logits = trainer.model.eval()(pixel_values=pixels).logits
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
+    found = sharpness(*of_trainer(trainer), dtype=torch.float32, progress=False)
+    assert found.setup.loss == pytest.approx(float(expected), rel=1e-5)
+    assert found.setup.examples == 48
+
+
+def test_adapter_takes_other_data(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, "mlp")
+    assert sharpness(*of_trainer(trainer, examples()[:10]), progress=False).setup.examples == 10
+    trainer.train_dataset = None
+    with pytest.raises(ValueError, match="pass `data`"):
+        of_trainer(trainer)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rho": 0.0}, {"sigma": 0.0}, {"max_batches": 0}, {"directions": 0}]
+)
+def test_bad_numbers_are_refused(bad: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SharpnessCallback(trainer_of(tmp_path), **bad)
