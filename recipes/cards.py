@@ -10,12 +10,21 @@ from pathlib import Path
 from comparison import Comparison, comparison_table, trials_table
 from plots import plot_comparison
 
-from hf_sam.model_card import write_run_card
+from hf_sam.diagnostics.report import Report, card_section
+from hf_sam.model_card import add_sharpness_to_card, write_run_card
 
 
-def write_comparison_card(path: Path, comparison: Comparison) -> None:
-    """Write the card of the model that a comparison publishes."""
+def write_comparison_card(path: Path, comparison: Comparison, report: Report | None = None) -> None:
+    """Write the card of the model that a comparison publishes.
+
+    Args:
+        path: The file.
+        comparison: All runs.
+        report: How sharp its minimum is, first of the models in it.
+    """
     write_run_card(path, comparison.record, comparison="\n\n".join(_sections(comparison)))
+    if report is not None:
+        add_sharpness_to_card(path, card_section(report, report.portraits[0]))
 
 
 def _sections(comparison: Comparison) -> Iterator[str]:
@@ -44,12 +53,18 @@ def _sections(comparison: Comparison) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write `<name>.md` and `<name>.png` beside each `<name>.json`."""
+    """Write `<name>.md` and `<name>.png` beside each `<name>.json`.
+
+    What `hf_sam.diagnostics` has measured of the published model is taken from
+    `sharpness/<name>-seed<seed>.json` beside it, where that is.
+    """
     for name in sys.argv[1:] if argv is None else argv:
-        comparison = Comparison.read(Path(name))
-        write_comparison_card(Path(name).with_suffix(".md"), comparison)
-        plot_comparison(comparison, Path(name).with_suffix(".png"))
-        print(Path(name).with_suffix(".md"))
+        path, comparison = Path(name), Comparison.read(Path(name))
+        measured = path.parent / "sharpness" / f"{path.stem}-seed{comparison.record.seed}.json"
+        report = Report.read(measured) if measured.is_file() else None
+        write_comparison_card(path.with_suffix(".md"), comparison, report)
+        plot_comparison(comparison, path.with_suffix(".png"))
+        print(path.with_suffix(".md"))
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ TABLE = {name: row for data in VIT_STEPS for name, row in fine_tuning(data).item
     "cifar100/wide_resnet28_10_cutout": replace(WRN100, cutout=16),
     "cifar100/wide_resnet28_10_autoaugment": replace(WRN100, auto_augment="cifar10"),
     "cifar10/resnet32_label_noise": replace(WRN, model="resnet32", rho=0.1, label_noise=0.4),
+    "cifar10/wide_resnet10_2_no_norm": Protocol(
+        "wide_resnet10_2_no_norm", 32, 0.1, 64, 64, epochs=20, weight_decay=5e-4, scratch=True,
+        crop_padding=4,
+    ),
     "cub200_first50/mobilenetv2_035": Protocol(
         "mobilenetv2_035", 144, 0.02, 64, 64, epochs=15, rho=0.1, crop_scale=(0.5, 1.0),
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), kwargs=(("pad_type", "same"), ("bn_eps", 0.001)),

@@ -16,6 +16,7 @@ import pytest
 for folder in ("recipes", "benchmarks"):  # run as a script too
     sys.path.insert(0, str(Path(__file__).parent.parent / folder))
 import cards  # noqa: E402
+import flatness  # noqa: E402
 import step_cost  # noqa: E402
 from comparison import BASELINES, Comparison, comparison_table  # noqa: E402
 
@@ -86,6 +87,27 @@ def results_table(name: str) -> str:
     )
 
 
+def flatness_table(name: str) -> str:
+    """SAM's minima beside the base optimizer's: the table over seeds, the command and pictures."""
+    reports = flatness.reports_of(name)
+    first = reports[0]
+    versions = ", ".join(f"{k} {first.versions[k]}" for k in ("torch", "transformers", "timm"))
+    setup = first.portraits[0].sharpness.setup
+    return "\n\n".join(
+        [
+            f"```bash\n{first.command}\n```",
+            flatness.table_of(reports),
+            f"{len(reports)} seeds, {setup.examples} images, {setup.parameters:,} parameters, "
+            f"{setup.mode}, {setup.dtype}; {versions}; {first.date}. The command is the first "
+            f"seed's; [every number](../model_cards/sharpness).",
+            *(
+                f"![{kind} of the first seed](../model_cards/sharpness/{name}-{kind}.png)"
+                for kind in ("contours", "spectrum")
+            ),
+        ]
+    )
+
+
 def summary_table() -> str:
     """The three arms of every comparison that has them."""
     rows = [
@@ -122,10 +144,12 @@ TITLES = {
 EVIDENCE = [name for name in TITLES if (ROOT / "model_cards" / f"{name}.json").exists()]
 RESULTS = ROOT / "docs" / "results.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
+SHARPNESS = ROOT / "docs" / "sharpness.md"
 GENERATED = {
     README: {"settings": settings_table, "step cost": cost_table, "results": summary_table},
     COMPATIBILITY: {"fidelity": fidelity_table},
     RESULTS: {name: partial(results_table, name) for name in EVIDENCE},
+    SHARPNESS: {name: partial(flatness_table, name) for name in flatness.names()},
 }
 
 
@@ -149,6 +173,7 @@ def test_generated_parts_are_up_to_date(path: Path) -> None:
 @pytest.mark.parametrize("name", EVIDENCE)
 def test_cards_come_from_the_json_byte_for_byte(name: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "model_cards" / f"{name}.json", tmp_path)
+    shutil.copytree(ROOT / "model_cards" / "sharpness", tmp_path / "sharpness")
     cards.main([str(tmp_path / f"{name}.json")])
     assert (tmp_path / f"{name}.md").read_bytes() == (
         ROOT / "model_cards" / f"{name}.md"

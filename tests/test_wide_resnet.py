@@ -14,7 +14,11 @@ from hf_sam.vision import CIFAR_NETWORKS, ModelSource, load_classifier
 # of WRN-28-10 with 1x1 shortcuts, as in every PyTorch version of it (arXiv 1605.07146 prints 36.5M)
 @pytest.mark.parametrize(
     ("name", "parameters", "width"),
-    [("wide_resnet28_10", 36_479_194, 640), ("resnet32", 466_714, 64)],
+    [
+        ("wide_resnet28_10", 36_479_194, 640),
+        ("resnet32", 466_714, 64),
+        ("wide_resnet10_2_no_norm", 302_778, 128),
+    ],
 )
 def test_size_of_the_network(name: str, parameters: int, width: int) -> None:
     with torch.device("meta"):
@@ -25,7 +29,8 @@ def test_size_of_the_network(name: str, parameters: int, width: int) -> None:
     convolutions = [
         m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3
     ]
-    assert len(convolutions) == {"wide_resnet28_10": 25, "resnet32": 31}[name]
+    depths = {"wide_resnet28_10": 25, "resnet32": 31, "wide_resnet10_2_no_norm": 7}
+    assert len(convolutions) == depths[name]
     assert [f.shape[-1] for f in features] == [32, 32, 16, 8]
 
 
@@ -43,6 +48,16 @@ def test_weights_start_at_one_scale() -> None:
         weight = module.weight.detach()
         assert float(weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
         assert weight.abs().max() > 2.5 * weight.std()  # normal; torch's own start is uniform
+
+
+def test_network_without_normalisation_begins_with_its_shortcuts() -> None:
+    """Each residual branch adds nothing yet, and no module normalises."""
+    torch.manual_seed(0)
+    model = timm.create_model("wide_resnet10_2_no_norm")
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert not any("Norm" in kind for kind in kinds)
+    branches = [m for n, m in model.named_modules() if n.endswith(".conv2")]
+    assert len(branches) == 3 and not any(m.weight.any() for m in branches)
 
 
 def test_saved_model_loads_in_both_libraries(tmp_path: Path) -> None:
