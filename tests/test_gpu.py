@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from cases import build, examples, make_trainer
+from measured import batches
+
+from hf_sam.diagnostics import hessian, sharpness
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,3 +44,17 @@ def test_fp16_overflow_skips_the_step(tmp_path: Path) -> None:
     trainer.train()
     after = [p.detach().cpu() for p in model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_diagnostics_agree_with_the_cpu_and_leave_the_gpus_draws_alone() -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model = build("batch_norm").to(device)
+        before = torch.cuda.get_rng_state()
+        curvature = hessian(model, batches(16, 32), density_probes=1, progress=False)
+        flatness = sharpness(model, batches(16, 32), m=(7,), progress=False)
+        assert torch.equal(torch.cuda.get_rng_state(), before)
+        found.append([*curvature.eigenvalues, curvature.trace.mean, flatness.average.mean])
+        found[-1] += [flatness.worst_case_steps, flatness.adaptive, flatness.by_m[7]]
+    # float64, the same draws; the order of sums differs
+    torch.testing.assert_close(*map(torch.tensor, found), rtol=0, atol=1e-8)

@@ -32,6 +32,14 @@ def test_the_mathematics_needs_torch_only(module: str) -> None:
     assert not {name for name in found if name.lstrip(".") not in allowed}
 
 
+def test_diagnostics_know_nothing_of_training_with_sam() -> None:
+    """And one file of theirs draws."""
+    for path in (ROOT / "hf_sam" / "diagnostics").glob("*.py"):
+        found = imports(path)
+        assert not found & {"..trainer", "..config", "..ascent"}, path
+        assert ("matplotlib" in found) == (path.name == "plots.py"), path
+
+
 def test_recipes_use_public_modules_only() -> None:
     for path in (ROOT / "recipes").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -39,7 +47,8 @@ def test_recipes_use_public_modules_only() -> None:
                 assert not any(alias.name.startswith("_") for alias in node.names), path
 
 
-def test_importing_the_package_is_light() -> None:
-    code = "import sys, hf_sam; print({'matplotlib', 'timm', 'evaluate'} & set(sys.modules))"
+@pytest.mark.parametrize("module", ["hf_sam", "hf_sam.diagnostics"])
+def test_importing_the_package_is_light(module: str) -> None:
+    code = f"import sys, {module}; print({{'matplotlib', 'timm', 'evaluate'}} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"

@@ -187,7 +187,7 @@ def test_every_comparison_is_shown() -> None:
 
 
 def code_blocks() -> list[str]:
-    texts = README.read_text() + COMPATIBILITY.read_text()
+    texts = "".join(path.read_text() for path in (README, COMPATIBILITY, SHARPNESS))
     return re.findall(r"```python\n(.*?)```", texts, flags=re.DOTALL)
 
 
@@ -201,9 +201,12 @@ def test_named_options_exist() -> None:
     from options import parse_options
     from plan import command_line_parser
 
+    from hf_sam.diagnostics.__main__ import command_line as diagnostics_command_line
+
     readme = README.read_text()
     known = {option for option in re.findall(r"--[a-z_]+", readme)} - {"--config"}
-    known -= set(re.findall(r"--[a-z_]+", command_line_parser().format_help()))
+    for parser in (command_line_parser(), diagnostics_command_line()):
+        known -= set(re.findall(r"--[a-z_]+", parser.format_help()))
     for option in known - {"--help"}:
         with pytest.raises((SystemExit, ValueError)) as refused:
             parse_options([option, "--no_such_option"])

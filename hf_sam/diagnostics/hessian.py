@@ -113,16 +113,17 @@ def hessian(
     ) as objective:  # fmt: skip
         product = Product(objective, bar)
         eigenvalues = _largest(product, top_k, tolerance, seed)
-        trace = None
-        if trace_probes:
-            probes = islice(signs(objective.weights, seed=seed), trace_probes)
-            trace = Interval.of([float(z @ product(z)) for z in map(flat, probes)])
-        density = None
-        if density_probes:
-            starts = islice(gaussians(objective.weights, seed=seed), density_probes)
-            found = [lanczos(product, flat(start), density_steps) for start in starts]
-            density = _smoothed(found, density_steps)
-        return Hessian(objective.setup, eigenvalues, trace, density, product.count)
+        probes = islice(signs(objective.weights, seed=seed), trace_probes)
+        traces = [float(z @ product(z)) for z in map(flat, probes)]
+        starts = islice(gaussians(objective.weights, seed=seed), density_probes)
+        quadratures = [lanczos(product, flat(start), density_steps) for start in starts]
+        return Hessian(
+            setup=objective.setup,
+            eigenvalues=eigenvalues,
+            trace=Interval.of(traces) if traces else None,
+            density=_smoothed(quadratures, density_steps) if quadratures else None,
+            products=product.count,
+        )
 
 
 class Product:

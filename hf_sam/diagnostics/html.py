@@ -5,9 +5,9 @@ import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
 
 from ..model_card import TEMPLATES
 from . import plots
@@ -116,7 +116,7 @@ def _pictures(report: Report) -> Iterator[Picture]:
         )
 
 
-def _picture(title: str, figure: Figure, text: str) -> Picture:
+def _picture(title: str, figure: Any, text: str) -> Picture:
     """Embed a figure; SVG, as a surface of 225 cells is small."""
     file = io.BytesIO()
     with plots.reproducible():

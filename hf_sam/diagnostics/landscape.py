@@ -75,14 +75,7 @@ def landscape(
     with measuring(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
     ) as objective:
-        draws = gaussians(objective.weights, seed=seed)
-        directions = [filter_normalised(next(draws), objective.weights) for _ in range(dimensions)]
-        axes = ["filter-normalised random direction"] * dimensions
-        if ascent:
-            gradient = objective.gradient(objective.weights)[1]
-            by = norm(directions[0]) / max(norm(gradient), torch.finfo(torch.float64).tiny)
-            directions[0] = {name: by * g for name, g in gradient.items()}
-            axes[0] = "gradient (ascent direction)"
+        directions, axes = _directions(objective, dimensions, ascent, seed)
         grid = np.linspace(-span, span, points)
         grid[points // 2] = 0.0
         lines = [(x, y) for x in grid for y in (grid if dimensions == 2 else [0.0])]
@@ -95,7 +88,7 @@ def landscape(
             x=grid,
             y=grid if dimensions == 2 else None,
             losses=np.array(losses).reshape([points] * dimensions),
-            axes=tuple(axes),
+            axes=axes,
             lengths=tuple(map(norm, directions)),
         )
 
@@ -157,6 +150,21 @@ def line_between(
             axes=("from one model (0) to the other (1)",),
             lengths=(norm({name: way[name] for name in objective.weights}),),
         )
+
+
+def _directions(
+    objective: Objective, dimensions: int, ascent: bool, seed: int
+) -> tuple[list[Weights], tuple[str, ...]]:
+    """Return the directions of a surface or line, and what each is."""
+    draws = gaussians(objective.weights, seed=seed)
+    directions = [filter_normalised(next(draws), objective.weights) for _ in range(dimensions)]
+    axes = ["filter-normalised random direction"] * dimensions
+    if ascent:
+        gradient = objective.gradient(objective.weights)[1]
+        by = norm(directions[0]) / max(norm(gradient), torch.finfo(torch.float64).tiny)
+        directions[0] = {name: by * g for name, g in gradient.items()}
+        axes[0] = "gradient (ascent direction)"
+    return directions, tuple(axes)
 
 
 def _at(objective: Objective, directions: list[Weights], steps: tuple[float, ...]) -> Weights:

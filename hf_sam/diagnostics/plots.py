@@ -243,6 +243,8 @@ def _panels(results: Mapping[str, Landscape], **options: Any) -> tuple[Figure, l
     panels = figure.subplots(1, len(results), squeeze=False, subplot_kw=options)
     for axes in panels[0]:
         axes.tick_params(labelsize=7)
+        axes.xaxis.label.set_size(8)
+        axes.yaxis.label.set_size(8)
     return figure, list(panels[0])
 
 

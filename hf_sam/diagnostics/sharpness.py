@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -80,33 +81,21 @@ def sharpness(
     Raises:
         ValueError: If an argument is out of its range, or there is nothing to measure.
     """
-    for name, value in (("rho", rho), ("sigma", sigma), ("adaptive_rho", adaptive_rho)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"`{name}` must be > 0 to measure sharpness, got {value}.")
+    _require_valid(rho=rho, sigma=sigma, adaptive_rho=adaptive_rho)
     if steps < 0 or directions < 1:
         raise ValueError(
             f"`steps` must be >= 0 and `directions` >= 1, got {steps} and {directions}."
         )
-    bar = tqdm(total=2 + steps + directions + len(m), desc="sharpness", disable=not progress)
-    with bar, measuring(
+    with measuring(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
-    ) as objective:  # fmt: skip
+    ) as objective:
+        bar = partial(tqdm, disable=not progress)
         gradient = objective.gradient(objective.weights)[1]
+        ascent = _projected_ascent(objective, gradient, rho, steps)
+        found = list(bar(ascent, "worst case", 1 + steps))
+        draws = islice(gaussians(objective.weights, seed=seed), directions)
+        average = [mean_rise(objective, z, sigma) for z in bar(draws, "average", directions)]
         adaptive_step = ascent_step(objective, gradient, adaptive_rho, adaptive=True)
-        adaptive = rise(objective, adaptive_step)
-        bar.update()
-        found = []
-        for value in _projected_ascent(objective, gradient, rho, steps):
-            found.append(value)
-            bar.update()
-        average = []
-        for direction in islice(gaussians(objective.weights, seed=seed), directions):
-            average.append(mean_rise(objective, direction, sigma))
-            bar.update()
-        by_m = {}
-        for number in m:
-            by_m[number] = _m_sharpness(objective, number, rho)
-            bar.update()
         return Sharpness(
             setup=objective.setup,
             rho=rho,
@@ -116,8 +105,8 @@ def sharpness(
             sigma=sigma,
             average=Interval.of(average),
             adaptive_rho=adaptive_rho,
-            adaptive=adaptive,
-            by_m=by_m,
+            adaptive=rise(objective, adaptive_step),
+            by_m={n: _m_sharpness(objective, n, rho) for n in bar(m, "m-sharpness")},
         )
 
 
@@ -148,6 +137,12 @@ def rise(objective: Objective, direction: Weights, by: float = 1.0) -> float:
 def mean_rise(objective: Objective, direction: Weights, by: float) -> float:
     """Return the mean of the rises along a direction and against it."""
     return (rise(objective, direction, by) + rise(objective, direction, -by)) / 2
+
+
+def _require_valid(**radii: float) -> None:
+    for name, value in radii.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"`{name}` must be > 0 to measure sharpness, got {value}.")
 
 
 def _projected_ascent(
