@@ -205,7 +205,7 @@ def sam_section(settings: Mapping[str, Any]) -> str:
         Markdown, from a second-level heading on.
     """
     source = METHODS[settings.get("method", "sam")].source
-    template = Template((TEMPLATES / "sam_section.md").read_text())
+    template = Template((TEMPLATES / "sam_section.md").read_text(encoding="utf-8"))
     return template.render(settings=settings, source=source)
 
 

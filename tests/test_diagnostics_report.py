@@ -3,8 +3,10 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,7 @@ def test_page_is_reproducible(finished: Path, tmp_path: Path) -> None:
 
 def test_verdict_names_what_speaks_against_it(finished: Path) -> None:
     report = Report.read(finished / "report.json")
-    rows = table(report.portraits)
+    rows = [row for row in table(report.portraits) if row.label != "lambda_max / lambda_5"]
     flatter = sum(row.values[0] < row.values[1] for row in rows)
     said = verdict(report)
     assert f"sam is flatter than base by {flatter} of {len(rows)} measures" in said
@@ -174,6 +176,64 @@ def test_pictures_are_labelled_and_reproducible(finished: Path, tmp_path: Path) 
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
+def portrayed(report: Report, name: str, factor: float) -> Any:
+    """A portrait like the report's first, sharper by a factor."""
+    found = report.portraits[0]
+    hessian = replace(found.hessian, eigenvalues=found.hessian.eigenvalues * factor, trace=None)
+    flat = {n: getattr(found.sharpness, n) * factor for n in ("worst_case", "adaptive")}
+    sharp = replace(found.sharpness, **flat, by_m={})
+    return replace(found, name=name, hessian=hessian, sharpness=sharp)
+
+
+def test_verdict_names_the_flatter_one_and_ties(finished: Path) -> None:
+    report = Report.read(finished / "report.json")
+    a, b, c = (portrayed(report, name, f) for name, f in (("a", 1.0), ("b", 2.0), ("c", 1.0)))
+    assert verdict(replace(report, portraits=[a, b])) == "a is flatter than b by 3 of 5 measures."
+    assert verdict(replace(report, portraits=[b, a])) == "a is flatter than b by 3 of 5 measures."
+    assert "a and c are equally flat" in verdict(replace(report, portraits=[a, c]))
+
+
+def test_a_model_without_a_record_is_reported(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", seed=0)
+    (folder / "run.json").unlink()
+    command.main([str(folder), "--out", str(tmp_path / "out"), *SMALL])
+    assert "no record of its training" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_was_kept_is_only_for_the_same_images(
+    finished: Path, models: tuple[str, str], tmp_path: Path
+) -> None:
+    """And a file that is cut short counts as none; names and records are those of now."""
+    shutil.copytree(finished / "portraits", tmp_path / "portraits")
+    measured: list[str] = []
+    portray = command.portray
+
+    def count(*args: Any, name: str, **kwargs: Any) -> Any:
+        measured.append(name)
+        return portray(*args, name=name, **kwargs)
+
+    command.portray = count
+    try:
+        words = [models[0], "--compare", models[1], "--out", str(tmp_path), *SMALL]
+        renamed = command.main([*words, "--names", "one", "other"])
+        assert [p.name for p in renamed.portraits] == ["one", "other"] and not measured
+        kept = tmp_path / "portraits" / "0.json"
+        kept.write_text(kept.read_text()[:100])
+        command.main(words)
+        assert measured == ["sam"]
+        command.main([*words, "--train_split", "test"])
+        assert measured == ["sam", "sam", "base"]
+    finally:
+        command.portray = portray
+
+
+def test_matplotlib_is_asked_for_in_words(models: tuple[str, str]) -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; from hf_sam.diagnostics import __main__"
+    code += f" as m; m.main([{models[0]!r}])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'hf-sam[plots]'" in out.stderr and "Traceback" not in out.stderr
+
+
 def test_pictures_refuse_what_they_cannot_show(finished: Path) -> None:
     portrait = Report.read(finished / "report.json").portraits[0]
     assert portrait.line and portrait.surface
@@ -202,9 +262,10 @@ def test_bad_input_gets_one_message(
 ) -> None:
     other = str(save(tmp_path / "other", seed=0, model="wide_resnet10_2_no_norm"))
     few = str(save(tmp_path / "few", seed=0, classes=3))
+    (tmp_path / "few" / "README.md").unlink()
     out = ["--out", str(tmp_path / "out"), *SMALL]
     cases = {
-        "cannot be loaded": [str(tmp_path / "none")],
+        "must be a folder": [str(tmp_path / "none")],
         "of one architecture": [models[0], "--compare", other],
         "classifier of the 10 classes": [few],
         "`--data_dir` must be a folder": [models[0], "--data", str(tmp_path / "no_data")],
@@ -214,6 +275,15 @@ def test_bad_input_gets_one_message(
         "`rho` must be > 0": [models[0], "--rho", "0"],
         "`--batch_size` must be >= 1": [models[0], "--batch_size", "0"],
         "must be >= 1, got 0": [models[0], "--examples", "0"],
+        "`m` must be from 1": [models[0], "--m", "0"],
+        "`top_k` must be": [models[0], "--top_k", "0"],
+        "odd": [models[0], "--points", "4"],
+        "`seed` must be": [models[0], "--seed", "-1"],
+        "`--names` must be of letters": [models[0], "--names", "../evil"],
+        "must be 1 different ones": [models[0], "--names", "a", "b"],
+        "`--card` needs": [str(tmp_path / "few"), "--card"],
+        "`--device` must be": [models[0], "--device", "banana"],
+        "must be a folder that a classifier": ["no_such_model"],
     }
     for message, words in cases.items():
         said = message_of([*words[:1], *out, *words[1:]], capsys)

@@ -180,8 +180,15 @@ def test_what_has_no_hessian_is_said(
 
 
 @pytest.mark.parametrize(
-    "bad", [{"top_k": 0}, {"trace_probes": -1}, {"density_probes": -1}, {"density_steps": 1}]
-)
+    "bad",
+    [
+        {"top_k": 0},
+        {"trace_probes": -1},
+        {"density_probes": -1},
+        {"density_steps": 1},
+        {"tolerance": -1},
+    ],
+)  # fmt: skip
 def test_bad_numbers_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         hessian(build("mlp"), batches(48), progress=False, **bad)

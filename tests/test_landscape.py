@@ -91,9 +91,31 @@ def test_another_architecture_is_refused(other: Any) -> None:
         line_between(build("mlp"), other(), batches(48), **QUIET)
 
 
+def test_an_architecture_that_has_more_is_refused_too() -> None:
+    more = build("mlp")
+    more.extra = nn.Linear(1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="of one architecture, got for `extra"):
+        line_between(build("mlp"), more, batches(48), **QUIET)
+    with pytest.raises(ValueError, match="a model or its `state_dict"):
+        line_between(build("mlp"), "a/path", batches(48), **QUIET)
+
+
+def test_a_direction_of_zeros_is_refused() -> None:
+    model = build("mlp")
+    for param in model.parameters():
+        param.requires_grad_(param.dim() == 1)
+    with pytest.raises(ValueError, match="direction of zeros"):
+        landscape(model, batches(48), **QUIET)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [({"dimensions": 3}, "dimensions"), ({"points": 4}, "odd"), ({"span": 0.0}, "span")],
+    [
+        ({"dimensions": 3}, "dimensions"),
+        ({"points": 4}, "odd"),
+        ({"span": 0.0}, "span"),
+        ({"span": float("inf")}, "span"),
+    ],
 )
 def test_bad_grids_are_refused(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -156,6 +178,14 @@ def test_says_when_no_rho_or_every_rho_will_do() -> None:
     assert flat.recommended == 1e-3 and "scan larger ones too" in flat.reason
     none = rho_scan(build("mlp"), batches(48), rhos=[1e3], **QUIET)
     assert none.recommended is None and "scan smaller ones" in none.reason
+
+
+def test_says_when_there_is_nothing_to_ascend() -> None:
+    def flat(model: nn.Module, batch: Any) -> torch.Tensor:
+        return 0.0 * model(**batch)["loss"]
+
+    found = rho_scan(build("mlp"), batches(48), flat, **QUIET)
+    assert found.recommended is None and "nothing to ascend" in found.reason
 
 
 @pytest.mark.parametrize("rhos", [[], [0.0], [-1.0], [float("inf")]])

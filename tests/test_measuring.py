@@ -1,5 +1,6 @@
 """What a measurement leaves behind: nothing. And what it refuses, with which message."""
 
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import build, vit
+from cases import build, texts, vit
 from measured import batches
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +22,7 @@ from hf_sam.diagnostics import (
     rho_scan,
     sharpness,
 )
+from hf_sam.diagnostics.codec import encode
 
 MEASUREMENTS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "sharpness": lambda m, b: sharpness(m, b, m=(4,), progress=False),
@@ -132,6 +134,138 @@ def test_transformers_models_are_measured_by_their_own_loss() -> None:
     assert sharpness(model.train(), data, progress=False).setup.loss == pytest.approx(expected)
 
 
+class Scales(nn.Module):
+    """Changes its inputs in place, as some models normalise theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build("mlp")
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return self.body(x.mul_(1.1), labels)
+
+
+def test_inputs_changed_in_place_are_changed_once() -> None:
+    data = batches(48)
+    kept = data[0]["x"].clone()
+    found = sharpness(Scales(), data, progress=False)
+    assert torch.equal(data[0]["x"], kept)
+    scaled = [{**data[0], "x": 1.1 * kept}]
+    assert found.average == sharpness(build("mlp"), scaled, progress=False).average
+
+
+class Tokens(nn.Module):
+    """The mean over tokens that count: batches are not the mean of their halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(16, 5, dtype=torch.float64)
+        self.head = nn.Linear(5, 16, dtype=torch.float64)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(self.table(input_ids).tanh())
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+def test_hessian_is_that_of_the_loss_of_whole_batches() -> None:
+    model = Tokens()
+    rows = texts(12)
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    sizes = [p.numel() for p in weights.values()]
+
+    def loss(vector: Tensor) -> Tensor:
+        pieces = zip(weights.items(), vector.split(sizes), strict=True)
+        state = {name: piece.view_as(p) for (name, p), piece in pieces}
+        return torch.func.functional_call(model, state, (), batch)["loss"]
+
+    at = torch.cat([p.reshape(-1) for p in weights.values()])
+    expected = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, at))[-1]
+    found = hessian(model, [batch], tolerance=0, trace_probes=0, progress=False)
+    assert found.lambda_max == pytest.approx(float(expected), abs=1e-10)
+
+
+class Checkpointed(nn.Module):
+    """Computes its body again when it differentiates, in eval mode too, as timm's networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build("mlp").body
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False)
+        return {"loss": nn.functional.cross_entropy(logits, labels)}
+
+
+def test_activation_checkpointing_sees_the_moved_weights() -> None:
+    for measure in (MEASUREMENTS["sharpness"], MEASUREMENTS["hessian"], MEASUREMENTS["rho_scan"]):
+        found, expected = measure(Checkpointed(), batches(48)), measure(build("mlp"), batches(48))
+        assert json.dumps(encode(found)) == json.dumps(encode(expected))
+
+
+class MergesOnEval(nn.Linear):
+    """Changes its weights in `eval()`, as loralib's layers do."""
+
+    def train(self, mode: bool = True) -> "MergesOnEval":
+        if not mode:
+            self.weight.data.add_(1)
+        return super().train(mode)
+
+
+def test_models_are_not_told_to_change_modes() -> None:
+    model = nn.Sequential(MergesOnEval(6, 4)).double()
+    before = model[0].weight.detach().clone()
+    sharpness(model, [(b["x"], b["labels"]) for b in batches(48)], progress=False)
+    assert torch.equal(model[0].weight, before) and model.training
+
+
+def test_all_generators_follow_the_seed_and_return() -> None:
+    class Noisy(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 48
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            row = batches(48)[0]
+            noise = torch.randn(6) * np.random.rand() * random.random()
+            return row["x"][i] + noise, row["labels"][i]
+
+    own = torch.Generator().manual_seed(5)
+    loader = DataLoader(Noisy(), batch_size=16, shuffle=True, generator=own)
+    state, model = own.get_state(), build("mlp").body
+    one = sharpness(model, loader, seed=3, progress=False)
+    assert torch.equal(own.get_state(), state)
+    np.random.seed(7)
+    random.seed(8)
+    own.manual_seed(9)
+    assert sharpness(model, loader, seed=3, progress=False) == one
+
+
+def test_default_dtype_does_not_change_the_draws() -> None:
+    model = build("mlp")
+    one = sharpness(model, batches(48), progress=False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert sharpness(model, batches(48), progress=False) == one
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_scalars_in_a_batch_are_not_its_size() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return batch["scale"] * model(batch["x"], batch["labels"])["loss"]
+
+    data = [{"scale": torch.tensor(1.0), **batch} for batch in batches(40, 8)]
+    found = sharpness(build("mlp"), data, loss, progress=False)
+    assert found == sharpness(build("mlp"), batches(40, 8), progress=False)
+
+
+def test_batches_of_inference_mode_are_taken() -> None:
+    with torch.inference_mode():
+        found = sharpness(build("mlp"), batches(48), progress=False)
+    assert found == sharpness(build("mlp"), batches(48), progress=False)
+
+
 def frozen_whole() -> nn.Module:
     return build("mlp").requires_grad_(False)
 
@@ -155,6 +289,9 @@ def without_labels() -> list[dict[str, Tensor]]:
         (diverged, batches(24, 24), "needs a finite loss, got nan on batch 0"),
         (lambda: build("mlp"), without_labels(), "put `labels` into the batches"),
         (lambda: build("mlp").to("meta"), batches(48), "on one device that computes, got meta"),
+        (lambda: nn.Linear(6, 4, dtype=torch.complex64), batches(48), "real parameters"),
+        (lambda: build("mlp"), [np.zeros((4, 6))], "a batch must hold tensors"),
+        (lambda: build("mlp"), [torch.zeros(4, 6)], "a batch must be a mapping, or a pair"),
     ],
 )
 def test_what_cannot_be_measured_gets_one_message(
@@ -165,6 +302,32 @@ def test_what_cannot_be_measured_gets_one_message(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         measure(model(), data)
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    """It would look like the flattest of minima."""
+
+    def detached(model: nn.Module, batch: Any) -> Tensor:
+        return model(**batch)["loss"].detach()
+
+    for measure in (sharpness, hessian, rho_scan):
+        with pytest.raises(ValueError, match="must depend on the trainable parameters"):
+            measure(build("mlp"), batches(48), detached, progress=False)
+
+
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    def root(model: nn.Module, batch: Any) -> Tensor:
+        return model.body[0].bias.abs().sqrt().sum() + model(**batch)["loss"]
+
+    model = build("mlp")
+    model.body[0].bias.data.zero_()
+    with pytest.raises(ValueError, match="needs a finite gradient"):
+        sharpness(model, batches(48), root, progress=False)
+
+
+def test_seeds_below_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="`seed` must be >= 0, got -1"):
+        sharpness(build("mlp"), batches(48), seed=-1)
 
 
 def test_a_loss_of_each_example_is_refused() -> None:

@@ -153,6 +153,13 @@ def test_bad_numbers_are_refused(bad: dict[str, Any]) -> None:
         sharpness(build("mlp"), batches(48), **{**QUIET, **bad})
 
 
-def test_bad_m_is_refused() -> None:
-    with pytest.raises(ValueError, match="`m` must be >= 1, got 0"):
-        sharpness(build("mlp"), batches(48), m=[0], **QUIET)
+@pytest.mark.parametrize("m", [0, 49])
+def test_bad_m_is_refused(m: int) -> None:
+    with pytest.raises(ValueError, match="`m` must be from 1 to 48, the number of examples, got"):
+        sharpness(build("mlp"), batches(48), m=[m], **QUIET)
+
+
+def test_an_overflow_on_the_way_ends_the_ascent() -> None:
+    found = sharpness(build("mlp", torch.float32), batches(48, dtype=torch.float32), rho=1e30,
+                      **QUIET)  # fmt: skip
+    assert not np.isfinite(found.worst_case) or found.worst_case > 1e6

@@ -120,8 +120,38 @@ def test_adapter_takes_other_data(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, "mlp")
     assert sharpness(*of_trainer(trainer, examples()[:10]), progress=False).setup.examples == 10
     trainer.train_dataset = None
-    with pytest.raises(ValueError, match="pass `data`"):
+    with pytest.raises(ValueError, match="the one that is meant as `data`"):
         of_trainer(trainer)
+
+
+def test_several_data_sets_are_measured_once_a_step(tmp_path: Path) -> None:
+    several = {"one": examples()[:16], "two": examples()[16:32]}
+    trainer = trainer_of(tmp_path, "mlp", trainer_kwargs={"eval_dataset": several})
+    trainer.add_callback(SharpnessCallback(trainer))
+    trainer.train()
+    assert len(logged(trainer, "probe_loss")) == 4
+
+
+def test_a_loss_that_is_not_finite_ends_no_training(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, "mlp", learning_rate=1e308, rho=0.0)
+    trainer.add_callback(SharpnessCallback(trainer))
+    trainer.train()
+    assert trainer.state.global_step == 20 and not logged(trainer, "probe_loss")
+
+
+def test_mixed_precision_of_the_trainer_is_set_aside(tmp_path: Path) -> None:
+    """Accelerate leaves autocast in the model's forward pass; it is there afterwards too."""
+    trainer = make_trainer(
+        build("mlp", torch.float32), tmp_path, bf16=True, dtype=torch.float32, max_steps=2
+    )
+    trainer.train()
+    wrapped = vars(trainer.model)["forward"]
+    data = batches(48, dtype=torch.float32)
+    found = sharpness(trainer.model, data, progress=False)
+    assert vars(trainer.model)["forward"] is wrapped
+    plain = build("mlp", torch.float32)
+    plain.load_state_dict(trainer.model.state_dict())
+    assert found == sharpness(plain, data, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 from .callback import SharpnessCallback
 from .hessian import Density, Hessian, hessian
 from .landscape import Landscape, landscape, line_between
+from .loss import model_loss
 from .measuring import measuring
-from .objective import Setup, model_loss
+from .objective import Setup
 from .of_trainer import of_trainer
 from .rho_scan import RhoScan, rho_scan
 from .sharpness import Sharpness, sharpness

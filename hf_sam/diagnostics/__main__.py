@@ -3,20 +3,21 @@
 python -m hf_sam.diagnostics runs/sam --compare runs/base --data digits --out runs/sharpness
 """
 
+import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..model_card import add_sharpness_to_card, versions, without_tokens
 from ..vision import BadImageError, Splits
-from .html import write_html
-from .images import Trained, batches_of, load_images, load_trained, sample, top1_error
+from .images import Trained, batches_of, fingerprint, load_images, load_trained, sample, top1_error
 from .landscape import line_between
 from .report import Plan, Portrait, Report, card_section, kept_portrait, portray
 
@@ -43,13 +44,13 @@ def measure(options: Namespace, command: str) -> Report:
     Raises:
         ValueError: For input that does not do.
     """
+    from .html import write_html  # draws with matplotlib, an extra of the package
+
     folders = [options.model, *([options.compare] if options.compare else [])]
     names = options.names or [Path(folder).name for folder in folders]
-    if len(set(names)) != len(folders):
-        raise ValueError(
-            f"`--names` must be {len(folders)} different ones, got {' '.join(names)}: models are "
-            "called by their folders unless you name them."
-        )
+    out, cards = Path(options.out), [Path(folder) / "README.md" for folder in folders]
+    _require_usable(names, folders, cards if options.card else [], out, options.device)
+    _plan(options).rehearse()
     splits = load_images(
         options.data,
         split=options.train_split,
@@ -70,10 +71,9 @@ def measure(options: Namespace, command: str) -> Report:
     if options.compare:  # first, as it is quick and refuses what cannot be compared
         first, second = (trained.classifier.model for trained in models)
         between = line_between(first, second, batches[0], seed=options.seed)
-    out = Path(options.out)
     portraits = [
-        _portrait(name, trained, own, splits, options, kept=out / "portraits" / f"{name}.json")
-        for name, trained, own in zip(names, models, batches, strict=True)
+        _portrait(name, trained, own, splits, options, kept=out / "portraits" / f"{i}.json")
+        for i, (name, trained, own) in enumerate(zip(names, models, batches, strict=True))
     ]
     report = Report(
         data=Path(options.data).name,
@@ -90,8 +90,8 @@ def measure(options: Namespace, command: str) -> Report:
     report.write(out / "report.json")
     write_html(out / "report.html", report)
     if options.card:
-        for folder, portrait in zip(folders, portraits, strict=True):
-            add_sharpness_to_card(Path(folder) / "README.md", card_section(report, portrait))
+        for card, portrait in zip(cards, portraits, strict=True):
+            add_sharpness_to_card(card, card_section(report, portrait))
     print(f"\nreport: {out / 'report.html'}; numbers: {out / 'report.json'}")
     return report
 
@@ -99,7 +99,7 @@ def measure(options: Namespace, command: str) -> Report:
 def _portrait(
     name: str,
     trained: Trained,
-    batches: Sequence[object],
+    batches: Sequence[Mapping[str, Tensor]],
     splits: Splits,
     options: Namespace,
     *,
@@ -107,17 +107,12 @@ def _portrait(
 ) -> Portrait:
     """Return what an interrupted run has kept of the same model, or measure it and keep it."""
     model, plan = trained.classifier.model, _plan(options)
-    of = [trained.fingerprint(), options.data, options.examples, options.batch_size]
-    of += [
-        options.max_train_samples,
-        options.max_eval_samples,
-        options.train_split,
-        splits.eval_split,
-        str(plan),
-    ]
+    data = [fingerprint(batch) for batch in batches]
+    of = [trained.fingerprint(), data, options.data, splits.eval_split, options.max_eval_samples]
+    of += [str(plan), options.device, versions()]
     if portrait := kept_portrait(kept, of):
         print(f"{name}: measured before, taken from {kept}", flush=True)
-        return portrait
+        return replace(portrait, name=name, run=trained.run)
     print(f"{name}: {trained.classifier.report}", flush=True)
     evaluation = sample(splits.eval, options.max_eval_samples, options.seed)
     loader = batches_of(evaluation, trained, options.batch_size, split=splits.eval_split)
@@ -125,6 +120,32 @@ def _portrait(
     portrait = portray(model, batches, plan, name=name, error=error, run=trained.run)
     portrait.keep(kept, of)
     return portrait
+
+
+def _require_usable(
+    names: Sequence[str], folders: Sequence[str], cards: Sequence[Path], out: Path, device: str
+) -> None:
+    """Refuse before anything is measured what would fail afterwards."""
+    if len(names) != len(folders) or len(set(names)) != len(folders):
+        raise ValueError(
+            f"`--names` must be {len(folders)} different ones, got {' '.join(names)}: models are "
+            "called by their folders unless you name them."
+        )
+    if unfit := [name for name in names if not re.fullmatch(r"[^\W_][\w .+=-]*", name)]:
+        raise ValueError(
+            f"`--names` must be of letters, digits, spaces and . _ + = -, got {unfit[0]!r}: name "
+            "the models by it."
+        )
+    if missing := [card for card in cards if not card.is_file()]:
+        raise ValueError(f"`--card` needs a model card to add to, got none at {missing[0]}.")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"`--out` must be a folder, got the file {str(out)!r}.")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"`--device` must be one that torch can use here, got {device!r}: leave it out."
+        ) from error
 
 
 def _plan(options: Namespace) -> Plan:

@@ -30,9 +30,15 @@ def collect(batches: Iterable[Any], most: int | None) -> list[Part]:
     if most is not None and most < 1:
         raise ValueError(f"`max_batches` must be >= 1, got {most}: leave it out for all batches.")
     parts = [Part(batch, _count(batch)) for batch in islice(batches, most)]
-    if not sum(part.examples for part in parts):
+    if not parts:
         raise ValueError("sharpness needs examples, got a data loader without any: check the data.")
-    return [part for part in parts if part.examples]
+    if not all(part.examples for part in parts):
+        empty = next(part.batch for part in parts if not part.examples)
+        raise ValueError(
+            "a batch must hold tensors whose first dimension counts its examples, got "
+            f"{type(empty).__name__} without one: collate to tensors."
+        )
+    return parts
 
 
 def shares(parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
@@ -52,8 +58,9 @@ def groups_of(parts: Sequence[Part], m: int) -> list[list[Part]]:
     Returns:
         For each group the parts that it is computed in; a batch that spans groups is cut.
     """
-    if m < 1:
-        raise ValueError(f"`m` must be >= 1, got {m}: it counts examples.")
+    examples = sum(part.examples for part in parts)
+    if not 1 <= m <= examples:
+        raise ValueError(f"`m` must be from 1 to {examples}, the number of examples, got {m}.")
     groups: list[list[Part]] = [[]]
     free = m
     for part in parts:
@@ -79,11 +86,11 @@ def _rows(part: Part, start: int, stop: int) -> Part:
 
 
 def _count(batch: Any) -> int:
-    """Return the length of the first tensor."""
+    """Return the length of the first tensor that has one, or 0."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    for value in values if isinstance(values, Iterable) else ():
-        if isinstance(value, Tensor | Mapping | list | tuple) and (count := _count(value)):
-            return count
+        return len(batch) if batch.dim() else 0
+    if isinstance(batch, Mapping):
+        return _count(list(batch.values()))
+    if isinstance(batch, list | tuple):
+        return next(filter(None, map(_count, batch)), 0)
     return 0

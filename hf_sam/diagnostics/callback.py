@@ -1,18 +1,23 @@
 """Sharpness in the training log: measured on a few fixed batches whenever the Trainer evaluates."""
 
+from collections.abc import Iterable
 from itertools import islice
 from statistics import fmean
 from typing import Any
 
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from .directions import gaussians
 from .hessian import Product, flat
 from .lanczos import lanczos
+from .loss import LossFunction, model_loss
 from .measuring import measuring
 from .of_trainer import of_trainer
 from .sharpness import ascent_step, mean_rise, rise
+
+logger = logging.get_logger(__name__)
 
 
 class SharpnessCallback(TrainerCallback):
@@ -25,6 +30,8 @@ class SharpnessCallback(TrainerCallback):
     The entries are `probe_loss`, `probe_worst_case` (the rise after SAM's ascent step of length
     rho), `probe_average` (the mean rise over random directions) and, on request,
     `probe_lambda_max`. Training is not affected: weights, buffers and random draws are as without.
+    (The probe batches are fetched once: data that draw from a generator of their own are one pass
+    further then, so pass another object as `data`.) What cannot be measured is warned of once.
     """
 
     def __init__(
@@ -74,12 +81,22 @@ class SharpnessCallback(TrainerCallback):
         self._lanczos_steps = lanczos_steps
         self._seed = seed
         self._batches: list[Any] = []
+        self._loss: LossFunction = model_loss
+        self._measured_at: int | None = None
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure and log."""
-        self._trainer.log(self.measure())
+        """Measure and log, once a step; a loss that is not finite ends no training."""
+        if self._measured_at == state.global_step:
+            return  # an evaluation on each of several data sets
+        self._measured_at = state.global_step
+        try:
+            entries = self.measure()
+        except ValueError as error:
+            logger.warning_once(f"SharpnessCallback logs nothing: {error}")
+            return
+        self._trainer.log(entries)
 
     def measure(self) -> dict[str, float]:
         """Measure the model as it is now.
@@ -87,9 +104,11 @@ class SharpnessCallback(TrainerCallback):
         Returns:
             What is logged.
         """
-        model, batches, loss = of_trainer(self._trainer, self._data)
-        found, most = self._batches or batches, self._max_batches
-        with measuring(model, found, loss, max_batches=most, seed=self._seed) as objective:
+        batches: Iterable[Any] = self._batches
+        if not self._batches:
+            _, batches, self._loss = of_trainer(self._trainer, self._data)
+        model, most = self._trainer.model, self._max_batches
+        with measuring(model, batches, self._loss, max_batches=most, seed=self._seed) as objective:
             self._batches = [part.batch for part in objective.parts]
             weights = objective.weights
             step = ascent_step(objective, objective.gradient(weights)[1], self._rho)

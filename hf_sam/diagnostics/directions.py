@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .objective import Weights
 
+DRAWN = torch.float32  # whatever the default is
+
 
 def norm(direction: Weights) -> float:
     """Compute the L2 norm of all tensors as one vector."""
@@ -28,10 +30,11 @@ def gaussians(like: Weights, *, seed: int) -> Iterator[Weights]:
     Yields:
         One tensor for each of `like`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     while True:
         yield {
-            name: _like(torch.randn(x.shape, generator=generator), x) for name, x in like.items()
+            name: torch.randn(x.shape, generator=generator, device="cpu", dtype=DRAWN).to(x)
+            for name, x in like.items()
         }
 
 
@@ -45,10 +48,10 @@ def signs(like: Weights, *, seed: int) -> Iterator[Weights]:
     Yields:
         One tensor for each of `like`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     while True:
         yield {
-            name: _like(2.0 * torch.randint(2, x.shape, generator=generator) - 1.0, x)
+            name: torch.randint(2, x.shape, generator=generator, device="cpu").to(x) * 2 - 1
             for name, x in like.items()
         }
 
@@ -79,7 +82,3 @@ def _filter_ratio(x: Tensor, weight: Tensor) -> Tensor:
     of_weight, of_x = norms
     ratio = torch.where(of_x > 0, of_weight / of_x, torch.zeros_like(of_x))
     return ratio.view(-1, *[1] * (x.dim() - 1))
-
-
-def _like(drawn: Tensor, x: Tensor) -> Tensor:
-    return drawn.to(x.device, x.dtype)

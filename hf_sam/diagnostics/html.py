@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ..model_card import TEMPLATES
 from . import plots
-from .report import Report, table
+from .report import RATIO, Report, table
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def write_html(path: Path, report: Report) -> None:
         report: What it shows.
     """
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = page.from_string((TEMPLATES / "report.html").read_text())
+    template = page.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     rows = table(report.portraits)
     settings = [
         {**(p.run.get("hyperparameters") or {}),
@@ -44,11 +44,13 @@ def write_html(path: Path, report: Report) -> None:
             report=report,
             first=report.portraits[0],
             rows=rows,
+            ratio=RATIO,
             verdict=verdict(report),
             pictures=list(_pictures(report)),
             settings=[(name, [of.get(name, "-") for of in settings]) for name in names],
             plan=asdict(report.plan),
-        )
+        ),
+        encoding="utf-8",
     )
 
 
@@ -56,12 +58,17 @@ def verdict(report: Report) -> str:
     """Say which of two models is the flatter one, by how many of the measures."""
     if len(report.portraits) < 2:
         return "One model: a number says little without another one beside it (--compare)."
-    first, second = report.portraits
-    rows = table(report.portraits)
-    flatter = [row for row in rows if row.values[0] < row.values[1]]
-    others = [row.label for row in rows if row.values[0] >= row.values[1]]
-    text = f"{first.name} is flatter than {second.name} by {len(flatter)} of {len(rows)} measures"
-    return f"{text}, but not by: {'; '.join(others)}." if others and flatter else f"{text}."
+    names = [portrait.name for portrait in report.portraits]
+    rows = [row for row in table(report.portraits) if row.label != RATIO]
+    won = [[row.label for row in rows if row.values[i] < row.values[1 - i]] for i in (0, 1)]
+    first, second = (0, 1) if len(won[0]) >= len(won[1]) else (1, 0)
+    if not won[first]:
+        return f"{names[0]} and {names[1]} are equally flat by all {len(rows)} measures."
+    text = (
+        f"{names[first]} is flatter than {names[second]} by {len(won[first])} of {len(rows)} "
+        "measures"
+    )
+    return f"{text}, but not by: {'; '.join(won[second])}." if won[second] else f"{text}."
 
 
 def _pictures(report: Report) -> Iterator[Picture]:

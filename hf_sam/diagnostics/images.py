@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -41,11 +42,17 @@ class Trained:
 
     def fingerprint(self) -> str:
         """Return a hash of all weights and buffers."""
-        digest = hashlib.sha256()
-        for name, tensor in self.classifier.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint(self.classifier.model.state_dict())
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_images(
@@ -95,6 +102,11 @@ def load_trained(name: str, label_names: Sequence[str]) -> Trained:
     Raises:
         ValueError: If it cannot be had, or was trained on other labels.
     """
+    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+        raise ValueError(
+            f"the model must be a folder that a classifier was saved to, or owner/name on the Hub, "
+            f"got {name!r}: check the path."
+        )
     classifier = load_classifier(ModelSource(name), label_names)
     if classifier.report.head_drawn_anew or classifier.report.missing:
         raise ValueError(

@@ -1,18 +1,21 @@
 """The loss along one or two directions from the weights, and on the line between two models."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .directions import filter_normalised, gaussians, norm
+from .loss import LossFunction, model_loss
 from .measuring import measuring
-from .objective import LossFunction, Objective, Setup, Weights, model_loss
+from .objective import Objective, Setup, Weights
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,15 @@ def landscape(
         progress: Show a progress bar.
 
     Returns:
-        The grid. Costs one forward pass over the examples for each point, 441 for a surface.
+        The grid. Costs one forward pass over the examples for each point, 441 for a surface, and
+        one.
 
     Raises:
         ValueError: If an argument is out of its range, or there is nothing to measure.
     """
     if dimensions not in (1, 2):
         raise ValueError(f"`dimensions` must be 1 or 2, got {dimensions}.")
-    if points < 3 or points % 2 == 0 or not span > 0:
+    if points < 3 or points % 2 == 0 or not (math.isfinite(span) and span > 0):
         raise ValueError(
             f"`points` must be odd and >= 3 and `span` > 0, got {points} and {span}: the model is "
             "the grid's centre."
@@ -130,13 +134,19 @@ def line_between(
     Raises:
         ValueError: If the architectures differ, or there is nothing to measure.
     """
-    if points < 2 or margin < 0:
+    if points < 2 or not (math.isfinite(margin) and margin >= 0):
         raise ValueError(f"`points` must be >= 2 and `margin` >= 0, got {points} and {margin}.")
-    end = other.state_dict() if isinstance(other, nn.Module) else other
+    if isinstance(other, nn.Module):
+        other = extract_model_from_parallel(other, keep_torch_compile=False).state_dict()
+    if not isinstance(other, Mapping):
+        raise ValueError(
+            f"`other` must be a model or its `state_dict()`, got {type(other).__name__}: load it "
+            "first."
+        )
     with measuring(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
     ) as objective:
-        way = objective.difference(end)
+        way = objective.difference(other)
         grid = np.unique([*np.linspace(-margin, 1 + margin, points).round(12), 0.0, 1.0])
         losses = [
             objective.mean_loss(objective.towards(way, float(x)))
@@ -164,6 +174,11 @@ def _directions(
         by = norm(directions[0]) / max(norm(gradient), torch.finfo(torch.float64).tiny)
         directions[0] = {name: by * g for name, g in gradient.items()}
         axes[0] = "gradient (ascent direction)"
+    if not all(map(norm, directions)):
+        raise ValueError(
+            "a landscape needs a trainable tensor of two dimensions or more and a gradient, got a "
+            "direction of zeros: biases and normalisation layers do not move in it."
+        )
     return directions, tuple(axes)
 
 

@@ -1,18 +1,21 @@
 """A model held still while it is measured, and left exactly as it was."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
 
-from ..replay import Buffers, random_state, set_random_state
+from ..replay import Buffers, random_state, seeded, set_random_state
 from .batches import collect
-from .objective import LossFunction, Objective, model_loss
+from .loss import LossFunction, model_loss
+from .objective import Objective
 
 
 @contextmanager
@@ -36,9 +39,10 @@ def measuring(
         model: Any module; wrappers for parallel training and compiled ones are looked through.
         batches: Of a data loader, of any sizes. Kept in memory, on the host. Each is one
             micro-batch: the memory needed is that of the largest.
-        loss: The mean loss of a batch.
+        loss: The mean loss of a batch. It must take the parameters from the model that it is given:
+            others do not move.
         max_batches: Use the first so many; None for all.
-        seed: Of the loader's order, where it shuffles, and of the model's draws.
+        seed: Of the loader's order, where it shuffles, and of all that it and the model draw.
         dtype: To compute in; None for the weights' own, float32 where that has fewer bits.
 
     Yields:
@@ -47,28 +51,74 @@ def measuring(
     Raises:
         ValueError: If there is nothing to measure, or the loss is not finite.
     """
+    if seed < 0:
+        raise ValueError(f"`seed` must be >= 0, got {seed}.")
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     trainable = [p for p in model.parameters() if p.requires_grad]
     device = _device_of(trainable)
-    was_training = {module: module.training for module in model.modules()}
-    before = random_state([device])
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
+        _own_forward(model),
         Buffers(model.modules()).kept(),
+        _in_eval_mode(model),
         sdpa_kernel(SDPBackend.MATH),
         torch.compiler.set_stance("force_eager"),
+        _drawn_anew(seed, device, batches),
     ):
-        try:
-            torch.manual_seed(seed)
-            parts = collect(batches, max_batches)
-            model.eval()
-            yield Objective(model, parts, loss, dtype, seed)
-        finally:
-            for module, training in was_training.items():
-                module.training = training
-            set_random_state(before)
+        yield Objective(model, collect(batches, max_batches), loss, dtype, seed)
+
+
+@contextmanager
+def _drawn_anew(seed: int, device: torch.device, batches: Iterable[Any]) -> Iterator[None]:
+    """Seed every generator that a loader and a model may draw from, and put them back."""
+    own = []
+    if isinstance(batches, DataLoader):
+        found = (batches.generator, getattr(batches.sampler, "generator", None))
+        own = [generator for generator in found if isinstance(generator, Generator)]
+    states, before = [generator.get_state() for generator in own], random_state([device])
+    try:
+        with seeded(seed):
+            if device.type != "cpu":
+                drawn = Generator(device).manual_seed(seed).get_state()
+                set_random_state(replace(random_state([]), devices={device: drawn}))
+            for generator in own:
+                generator.manual_seed(seed)
+            yield
+    finally:
+        set_random_state(before)
+        for generator, state in zip(own, states, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Set the flags only: `eval()` of some models does more, which `train()` does not undo."""
+    was_training = {module: module.training for module in model.modules()}
+    rnns = any(isinstance(module, nn.RNNBase) for module in was_training)
+    try:
+        for module in was_training:
+            module.training = False
+        # cuDNN has no backward pass for recurrent networks in eval mode
+        with torch.backends.cudnn.flags(enabled=False) if rnns else nullcontext():
+            yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Set aside the autocast that Accelerate has wrapped a model's forward pass in."""
+    names = ("forward", "_original_forward")
+    kept = {name: vars(model)[name] for name in names if name in vars(model)}
+    if "_original_forward" in kept:
+        vars(model)["forward"] = kept["_original_forward"]
+    try:
+        yield
+    finally:
+        vars(model).update(kept)
 
 
 def _device_of(trainable: Sequence[Tensor]) -> torch.device:
@@ -83,6 +133,8 @@ def _device_of(trainable: Sequence[Tensor]) -> torch.device:
             "sharpness needs whole parameters, got shards (DTensor) of FSDP2 or tensor "
             "parallelism: save the model and measure it in one process."
         )
+    if any(param.is_complex() for param in trainable):
+        raise ValueError("sharpness needs real parameters, got complex ones.")
     devices = sorted({str(param.device) for param in trainable})
     if len(devices) > 1 or devices == ["meta"]:
         raise ValueError(

@@ -3,19 +3,20 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial, reduce
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
 from ..replay import RandomState, random_state, replayed
-from .batches import Part, groups_of, shares
+from .batches import Part, shares
+from .loss import HeldLoss, LossFunction
 from .second_derivative import hessian_product
 
 Weights = dict[str, Tensor]  # trainable parameters by name
-LossFunction = Callable[[nn.Module, Any], Tensor]  # model, batch -> mean loss of shape ()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,33 +31,6 @@ class Setup:
     dtype: str  # of weights and activations
     device: str
     seed: int
-
-
-def model_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Compute the mean loss of a batch: the model's own, or the cross-entropy.
-
-    Args:
-        model: Called with the entries of a mapping, or with the inputs of a pair.
-        batch: A mapping with labels, of which the model returns the loss as transformers' models
-            do; or a pair of inputs and labels (N,).
-
-    Returns:
-        Of shape ().
-
-    Raises:
-        ValueError: If the model returns no loss.
-    """
-    if not isinstance(batch, Mapping):
-        inputs, labels = batch
-        return F.cross_entropy(model(inputs), labels)
-    outputs = model(**batch)
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
-    if loss is None:
-        raise ValueError(
-            f"the model must return a loss, got none for a batch of {', '.join(batch)}: put "
-            "`labels` into the batches, or pass `loss`, a function of model and batch."
-        )
-    return loss
 
 
 class Objective:
@@ -83,10 +57,9 @@ class Objective:
             ValueError: If the loss is not finite, or not one number.
         """
         self.parts = parts
-        self._halves = [h[0] for p in parts for h in groups_of([p], (p.examples + 1) // 2)]
-        self._model = _Loss(model, loss)
-        own = next(p.dtype for p in model.parameters() if p.requires_grad)
-        self.dtype = dtype or torch.promote_types(own, torch.float32)
+        self._model = HeldLoss(model, loss)
+        own = [p.dtype for p in model.parameters() if p.requires_grad]
+        self.dtype = dtype or reduce(torch.promote_types, own, torch.float32)
         trainable = {name for name, p in model.named_parameters() if p.requires_grad}
         state = {name: self._cast(p) for name, p in model.named_parameters()}
         self.weights: Weights = {name: p for name, p in state.items() if name in trainable}
@@ -118,7 +91,7 @@ class Objective:
         total = 0.0
         with torch.no_grad():
             for part, share in shares(self.parts if parts is None else parts):
-                total += share * float(self._loss_of(weights, part))
+                total += share * self._with_loss(weights, part, float)
         return total
 
     def gradient(
@@ -132,17 +105,25 @@ class Objective:
 
         Returns:
             The loss, and one tensor for each weight, zero where the loss does not depend on it.
+
+        Raises:
+            ValueError: If the loss depends on no weight, or the gradient at the model's own weights
+                is not finite.
         """
         at = _with_gradient(weights)
         total = {name: torch.zeros_like(w) for name, w in weights.items()}
-        loss = 0.0
+        loss, depends = 0.0, False
         for part, share in shares(self.parts if parts is None else parts):
-            of_part = self._loss_of(at, part)
-            loss += share * float(of_part.detach())
-            if of_part.requires_grad:
-                found = torch.autograd.grad(of_part, list(at.values()), materialize_grads=True)
-                for sum_, g in zip(total.values(), found, strict=True):
-                    sum_.add_(g.to_dense() if g.is_sparse else g, alpha=share)
+            of_part, found = self._with_loss(at, part, partial(_gradient, at=list(at.values())))
+            loss, depends = loss + share * of_part, depends or found is not None
+            for sum_, g in zip(total.values(), found or (), strict=found is not None):
+                sum_.add_(g.to_dense() if g.is_sparse else g, alpha=share)
+        _require_dependence(depends)
+        if weights is self.weights and not all(g.isfinite().all() for g in total.values()):
+            raise ValueError(
+                "sharpness needs a finite gradient, got one that is not: the loss is not "
+                "differentiable at these weights, or overflows (try `dtype=torch.float64`)."
+            )
         return loss, total
 
     def hessian_product(self, vector: Weights) -> Weights:
@@ -152,18 +133,23 @@ class Objective:
             vector: One tensor for each weight, of its shape.
 
         Returns:
-            Likewise. Costs about two forward-backward passes over the examples. Batches are halved
-            on the way: that takes less than twice the memory of a training step on a whole one.
+            Likewise. Costs about two forward-backward passes over the examples, and the memory of
+            about three training steps on the largest batch: batches of half the training's size
+            stay within twice a training step's.
 
         Raises:
             ValueError: If an operation of the model has no second derivative.
         """
         at, along = _with_gradient(self.weights), list(vector.values())
         total = {name: torch.zeros_like(w) for name, w in at.items()}
-        for part, share in shares(self._halves):
-            found = hessian_product(self._loss_of(at, part), list(at.values()), along)
-            for sum_, x in zip(total.values(), found, strict=True):
+        product = partial(hessian_product, at=list(at.values()), along=along)
+        depends = False
+        for part, share in shares(self.parts):
+            found = self._with_loss(at, part, product)
+            depends = depends or found is not None
+            for sum_, x in zip(total.values(), found or (), strict=found is not None):
                 sum_.add_(x, alpha=share)
+        _require_dependence(depends)
         return total
 
     def moved(self, direction: Weights, by: float = 1.0) -> Weights:
@@ -180,13 +166,14 @@ class Objective:
             ValueError: If it is of another architecture.
         """
         own = {**self._fixed, **self.weights, **self._buffers}
-        for name, x in own.items():
-            saved = name in self._saved
-            if saved and (name not in other or other[name].shape != x.shape):
-                found = tuple(other[name].shape) if name in other else "none"
+        shapes = {name: tuple(own[name].shape) for name in own if name in self._saved}
+        others = {name: tuple(x.shape) for name, x in other.items()}
+        for name in [*shapes, *(name for name in others if name not in self._saved)]:
+            if shapes.get(name) != others.get(name):
                 raise ValueError(
-                    f"both models must be of one architecture, got for `{name}` {tuple(x.shape)} "
-                    f"and {found}: compare checkpoints of the same network."
+                    "both models must be of one architecture, got for "
+                    f"`{name}` {shapes.get(name, 'none')} and {others.get(name, 'none')}: compare "
+                    "checkpoints of the same network."
                 )
         return {
             name: other[name].to(x) - x
@@ -206,20 +193,18 @@ class Objective:
             for name, x in way.items()
         }
 
-    def _loss_of(self, weights: Weights, part: Part) -> Tensor:
+    def _with_loss(self, weights: Weights, part: Part, use: Callable[[Tensor], T]) -> T:
+        """Return what `use` makes of a part's loss, while the weights stand in the model.
+
+        Activation checkpointing computes parts of the forward pass again when it differentiates.
+        """
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         state = {**self._fixed, **buffers, **weights}
         batch = recursively_apply(self._for_model, part.batch)
         with replayed(self._draws):
-            loss = torch.func.functional_call(
-                self._model, {f"model.{name}": x for name, x in state.items()}, (batch,)
+            return torch.func.functional_call(
+                self._model, {f"model.{name}": x for name, x in state.items()}, (batch, use)
             )
-        if not (isinstance(loss, Tensor) and loss.numel() == 1):
-            raise ValueError(
-                "`loss` must return a tensor of one number, the mean over the batch, got "
-                f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}."
-            )
-        return loss.reshape(())
 
     def _checked_loss(self) -> float:
         total = 0.0
@@ -234,8 +219,9 @@ class Objective:
         return total
 
     def _for_model(self, x: Tensor) -> Tensor:
-        x = x.to(self.device, self.dtype if x.is_floating_point() else None)
-        return x.contiguous()
+        """A copy, which the model may change, of the dtype measured in."""
+        x = x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
+        return x.clone(memory_format=torch.contiguous_format)
 
     def _cast(self, x: Tensor) -> Tensor:
         """A copy in the default memory format, in which second derivatives are much faster."""
@@ -243,24 +229,27 @@ class Objective:
         return x.detach().to(dtype).clone(memory_format=torch.contiguous_format)
 
 
-class _Loss(nn.Module):
-    """Holds the model where its tensors can be replaced for one call."""
-
-    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.model, batch)
-
-
 def _with_gradient(weights: Weights) -> Weights:
     return {name: w.detach().requires_grad_() for name, w in weights.items()}
 
 
+def _gradient(loss: Tensor, at: Sequence[Tensor]) -> tuple[float, Sequence[Tensor] | None]:
+    """Return the loss and its gradient; None where it has no graph."""
+    if not loss.requires_grad:
+        return float(loss), None
+    return float(loss.detach()), torch.autograd.grad(loss, at, materialize_grads=True)
+
+
+def _require_dependence(depends: bool) -> None:
+    if not depends:
+        raise ValueError(
+            "the loss must depend on the trainable parameters, got one without a gradient: the "
+            "model or `loss` detaches it, or computes without gradients in eval mode."
+        )
+
+
 def _mode(model: nn.Module) -> str:
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if "BatchNorm" in type(m).__name__]  # frozen ones too
     if not norms:
         return "eval mode, no BatchNorm"
     if any(norm.running_mean is None for norm in norms):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
-from .objective import LossFunction
+from .loss import LossFunction
 
 
 class Measured(NamedTuple):
@@ -22,7 +22,7 @@ def of_trainer(trainer: Trainer, data: Dataset[Any] | None = None) -> Measured:
     """Take model, batches and loss from a Trainer: its collator, label smoothing and own losses.
 
     Args:
-        trainer: Left as it is.
+        trainer: Trains on as it would have.
         data: What to measure on, in its order; None for the training data, whose loss SAM flattens.
 
     Returns:
@@ -33,8 +33,11 @@ def of_trainer(trainer: Trainer, data: Dataset[Any] | None = None) -> Measured:
         ValueError: If there is no data.
     """
     data = trainer.train_dataset if data is None else data
-    if data is None:
-        raise ValueError("sharpness needs data, got a Trainer without training data: pass `data`.")
+    if data is None or isinstance(data, dict):
+        raise ValueError(
+            "sharpness needs one data set, got a Trainer without training data or a dict of data "
+            "sets: pass the one that is meant as `data`."
+        )
     prepared = trainer.get_test_dataloader(data)  # with the columns that the model takes
     loader = DataLoader(
         prepared.dataset, batch_size=trainer.args.eval_batch_size, collate_fn=prepared.collate_fn

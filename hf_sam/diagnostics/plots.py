@@ -57,7 +57,7 @@ def plot_spectrum(results: Mapping[str, Hessian]) -> Figure:
     for i, (name, result) in enumerate(results.items()):
         assert result.density is not None
         style = _style(i)
-        axes.plot(result.density.eigenvalues, result.density.density, label=name, **style)
+        axes.plot(result.density.eigenvalues, result.density.density, label=_label(name), **style)
         axes.plot(
             result.eigenvalues,
             np.full(len(result.eigenvalues), 1.6 * floor),
@@ -65,7 +65,7 @@ def plot_spectrum(results: Mapping[str, Hessian]) -> Figure:
             marker=MARKERS[i],
             color=style["color"],
             markersize=4,
-            label=f"{name}: largest",
+            label=_label(f"{name}: largest"),
         )
     axes.set_yscale("log")
     axes.set_ylim(bottom=floor)
@@ -88,7 +88,7 @@ def plot_profile(results: Mapping[str, Landscape]) -> Figure:
     for i, (name, result) in enumerate(results.items()):
         if result.y is not None:
             raise ValueError(f"{name} is a surface: measure with `dimensions=1`.")
-        axes.plot(result.x, result.losses, label=name, **_style(i))
+        axes.plot(result.x, result.losses, label=_label(name), **_style(i))
     axes.set_xlabel(f"steps, {next(iter(results.values())).axes[0]}")
     axes.set_ylabel("mean loss")
     axes.legend(frameon=False, fontsize=7)
@@ -113,7 +113,7 @@ def plot_contours(results: Mapping[str, Landscape]) -> Figure:
         )  # fmt: skip
         axes.clabel(drawn, levels[::2], fontsize=6, fmt="%.2g")
         axes.plot(0, 0, marker="+", color="black", markersize=7)
-        axes.set_title(f"{name}, loss {result.setup.loss:.3g}", fontsize=8)
+        axes.set_title(f"{_label(name)}, loss {result.setup.loss:.3g}", fontsize=8)
         axes.set_aspect("equal")
         axes.set_xlabel(_short(result.axes[0]))
     panels[0].set_ylabel(_short(next(iter(results.values())).axes[1]))
@@ -139,7 +139,7 @@ def plot_surfaces(results: Mapping[str, Landscape]) -> Figure:
             edgecolor="#00000030", vmin=np.log10(levels[0]), vmax=np.log10(levels[-1]),
         )  # fmt: skip
         axes.set_zlim(np.log10(levels[0]), np.log10(levels[-1]))
-        axes.set_title(f"{name}, log10 of the mean loss", fontsize=8)
+        axes.set_title(f"{_label(name)}, log10 of the mean loss", fontsize=8)
         axes.tick_params(labelsize=6, pad=-2)
         axes.set_xlabel(_short(result.axes[0]), fontsize=7, labelpad=-6)
         axes.set_ylabel(_short(result.axes[1]), fontsize=7, labelpad=-6)
@@ -163,7 +163,7 @@ def plot_m_sharpness(results: Mapping[str, Sharpness]) -> Figure:
     for i, (name, result) in enumerate(results.items()):
         at = np.arange(len(numbers[0])) + (i - (len(results) - 1) / 2) * width
         axes.bar(
-            at, result.by_m.values(), width, label=name, color=COLOURS[i], hatch=HATCHES[i],
+            at, result.by_m.values(), width, label=_label(name), color=COLOURS[i], hatch=HATCHES[i],
             edgecolor="white",
         )  # fmt: skip
     axes.set_xticks(range(len(numbers[0])), map(str, numbers[0]))
@@ -183,7 +183,7 @@ def plot_rho_scan(results: Mapping[str, RhoScan]) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True)
     for i, (name, result) in enumerate(results.items()):
         style = {**_style(i), "marker": MARKERS[i], "markersize": 4}
-        above.plot(result.rhos, result.perturbed_losses, label=name, **style)
+        above.plot(result.rhos, result.perturbed_losses, label=_label(name), **style)
         below.plot(result.rhos, result.cosines, **style)
         above.axhline(result.setup.loss, color=COLOURS[i], linewidth=0.6, linestyle=":")
         if result.recommended is not None:
@@ -213,7 +213,7 @@ def plot_training(log_histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
         for axes, entry in ((above, "loss"), (below, key)):
             points = [(e["step"], e[entry]) for e in history if entry in e]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name, **_style(i))
+                axes.plot(*zip(*points, strict=True), label=_label(name), **_style(i))
     above.set_ylabel("training loss")
     below.set_ylabel("sharpness")
     below.set_xlabel("optimizer step")
@@ -260,6 +260,11 @@ def _second(name: str, result: Landscape) -> Any:
     if result.y is None:
         raise ValueError(f"{name} is a line: measure with `dimensions=2`.")
     return result.y
+
+
+def _label(name: str) -> str:
+    """A dollar sign would begin mathematics."""
+    return name.replace("$", r"\$")
 
 
 def _style(i: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from jinja2 import Template
 from torch import nn
 
@@ -16,6 +17,8 @@ from .hessian import Hessian, hessian
 from .landscape import Landscape, landscape
 from .rho_scan import RhoScan, rho_scan
 from .sharpness import Sharpness, sharpness
+
+RATIO = "lambda_max / lambda_5"  # of the paper's figure; says nothing of flatness by itself
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,16 @@ class Plan:
     points: int = 15  # of the surface along each direction; 0 to leave pictures of it out
     span: float = 0.5
     seed: int = 0
+
+    def rehearse(self) -> None:
+        """Measure next to nothing, so that a number out of its range is refused at once.
+
+        Raises:
+            ValueError: As the functions raise it that take the numbers.
+        """
+        model, examples = nn.Linear(1, 2), max([1, *self.m])
+        batches = [(torch.ones(examples, 1), torch.zeros(examples, dtype=torch.int64))]
+        portray(model, batches, self, name="", error=0.0, run={}, progress=False)
 
 
 @dataclass(frozen=True)
@@ -83,13 +96,16 @@ class Report:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote."""
-        return decode(cls, json.loads(path.read_text()))
+        return decode(cls, json.loads(path.read_text(encoding="utf-8")))
 
 
 def kept_portrait(path: Path, of: Sequence[Any]) -> Portrait | None:
     """Return what `keep` has written of the same model and plan, or None."""
-    kept = json.loads(path.read_text()) if path.is_file() else {}
-    return decode(Portrait, kept["portrait"]) if kept.get("of") == list(of) else None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return decode(Portrait, kept["portrait"]) if kept["of"] == list(of) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # none, cut short, or of another version
 
 
 def portray(
@@ -100,6 +116,7 @@ def portray(
     name: str,
     error: float,
     run: Mapping[str, Any],
+    progress: bool = True,
 ) -> Portrait:
     """Measure all of a model.
 
@@ -110,6 +127,7 @@ def portray(
         name: To show.
         error: Top-1, in percent.
         run: The record of its training; may be empty.
+        progress: Show progress bars.
 
     Returns:
         The portrait.
@@ -117,10 +135,11 @@ def portray(
     Raises:
         ValueError: If it cannot be measured.
     """
-    seed, line, surface = plan.seed, None, None
+    shared: dict[str, Any] = {"seed": plan.seed, "progress": progress}
+    line, surface = None, None
     if plan.points:
-        line = landscape(model, batches, dimensions=1, span=plan.span, points=41, seed=seed)
-        surface = landscape(model, batches, span=plan.span, points=plan.points, seed=seed)
+        line = landscape(model, batches, dimensions=1, span=plan.span, points=41, **shared)
+        surface = landscape(model, batches, span=plan.span, points=plan.points, **shared)
     return Portrait(
         name=name,
         error=error,
@@ -133,7 +152,7 @@ def portray(
             directions=plan.directions,
             adaptive_rho=10 * plan.rho,
             m=plan.m,
-            seed=seed,
+            **shared,
         ),
         hessian=hessian(
             model,
@@ -142,11 +161,11 @@ def portray(
             trace_probes=plan.trace_probes,
             density_probes=plan.density_probes,
             density_steps=plan.density_steps,
-            seed=seed,
+            **shared,
         ),
         line=line,
         surface=surface,
-        rho_scan=rho_scan(model, batches, max_batches=None, seed=seed),
+        rho_scan=rho_scan(model, batches, max_batches=None, **shared),
         run=run,
     )
 
@@ -161,7 +180,7 @@ class Measure:
 
 
 def table(portraits: Sequence[Portrait]) -> list[Measure]:
-    """Return every measure of sharpness that is one number; the smaller, the flatter."""
+    """Return every measure that is one number for all models; the smaller, the flatter."""
     first = portraits[0].sharpness
     rows = [
         (f"worst case, one ascent step, rho {first.rho:g}", lambda p: p.sharpness.worst_case),
@@ -173,14 +192,11 @@ def table(portraits: Sequence[Portrait]) -> list[Measure]:
             for m in first.by_m
         ),
         ("lambda_max", lambda p: p.hessian.lambda_max),
-        ("lambda_max / lambda_5", lambda p: p.hessian.lambda_ratio),
+        (RATIO, lambda p: p.hessian.lambda_ratio),
         ("trace of the Hessian", lambda p: p.hessian.trace),
     ]  # fmt: skip
-    return [
-        _measure(label, [value(p) for p in portraits])
-        for label, value in rows
-        if value(portraits[0]) is not None
-    ]
+    found = [(label, [value(p) for p in portraits]) for label, value in rows]
+    return [_measure(label, values) for label, values in found if None not in values]
 
 
 def card_section(report: Report, portrait: Portrait) -> str:
@@ -195,7 +211,7 @@ def card_section(report: Report, portrait: Portrait) -> str:
     """
     others = [other for other in report.portraits if other is not portrait]
     shown = [portrait, *others]
-    template = Template((TEMPLATES / "how_sharp.md").read_text(), trim_blocks=True)
+    template = Template((TEMPLATES / "how_sharp.md").read_text(encoding="utf-8"), trim_blocks=True)
     return template.render(report=report, shown=shown, rows=table(shown))
 
 

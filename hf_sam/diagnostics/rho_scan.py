@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from .batches import Part
 from .directions import norm
+from .loss import LossFunction, model_loss
 from .measuring import measuring
-from .objective import LossFunction, Objective, Setup, Weights, model_loss
+from .objective import Objective, Setup, Weights
 from .sharpness import ascent_step
 
 RHOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -63,7 +64,8 @@ def rho_scan(
         progress: Show a progress bar.
 
     Returns:
-        One entry for each rho. Costs a forward-backward pass over the examples for each, and one.
+        One entry for each rho. Costs a forward-backward pass over the examples for each, one more,
+        and a forward pass.
 
     Raises:
         ValueError: If a rho is not positive, or there is nothing to measure.
@@ -96,15 +98,17 @@ def _of_batch(
 
 
 def _cosine(a: Weights, b: Weights) -> float:
-    """0 where a gradient is zero, nan where one is not finite."""
+    """Nan where a gradient is zero, or not finite."""
     product = float(sum((a[name].double() * b[name].double()).sum() for name in a))
     lengths = norm(a) * norm(b)
-    return product / lengths if lengths else 0.0
+    return product / lengths if lengths else math.nan
 
 
 def _recommend(
     radii: NDArray[np.float64], cosines: NDArray[np.float64]
 ) -> tuple[float | None, str]:
+    if np.isnan(cosines[0]):
+        return None, "a gradient is zero or not finite: there is nothing to ascend along."
     count = int(np.argmin(np.append(np.nan_to_num(cosines, nan=-1.0) >= ALIGNED, False)))
     if count == 0:
         return None, (

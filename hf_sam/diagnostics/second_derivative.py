@@ -20,7 +20,7 @@ class SecondDerivativeError(ValueError):
 
 def hessian_product(
     loss: Tensor, at: Sequence[Tensor], along: Sequence[Tensor]
-) -> Sequence[Tensor]:
+) -> Sequence[Tensor] | None:
     """Multiply a loss's Hessian by a vector: the gradient of the gradient's product with it.
 
     That is section 3.1 of Pearlmutter, 1994, in reverse mode twice.
@@ -31,14 +31,14 @@ def hessian_product(
         along: The vector, one tensor for each.
 
     Returns:
-        The product, one tensor for each; zero where the gradient is constant. Costs a backward pass
-        and one through that.
+        The product, one tensor for each; zero where the gradient is constant, None where the loss
+        has no graph. Costs a backward pass and one through that.
 
     Raises:
         SecondDerivativeError: If an operation has none.
     """
     if not loss.requires_grad:
-        return [torch.zeros_like(w) for w in at]
+        return None
     gradient = torch.autograd.grad(loss, at, create_graph=True, materialize_grads=True)
     _require_second_derivatives(gradient)
     pairs = [(g, v) for g, v in zip(gradient, along, strict=True) if g.requires_grad]

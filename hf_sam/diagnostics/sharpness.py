@@ -15,8 +15,9 @@ from ..interval import Interval
 from ..perturbation import compute_perturbation
 from .batches import groups_of
 from .directions import gaussians, norm
+from .loss import LossFunction, model_loss
 from .measuring import measuring
-from .objective import LossFunction, Objective, Setup, Weights, model_loss
+from .objective import Objective, Setup, Weights
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def mean_rise(objective: Objective, direction: Weights, by: float) -> float:
 def _require_valid(**radii: float) -> None:
     for name, value in radii.items():
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"`{name}` must be > 0 to measure sharpness, got {value}.")
+            raise ValueError(f"`{name}` must be > 0 and finite, got {value}.")
 
 
 def _projected_ascent(
@@ -153,6 +154,8 @@ def _projected_ascent(
     for _ in range(steps):
         loss, gradient = objective.gradient(objective.moved(perturbation))
         yield loss - objective.setup.loss
+        if not all(g.isfinite().all() for g in gradient.values()):
+            return  # an overflow: nothing leads on from there
         step = ascent_step(objective, gradient, rho)
         perturbation = {name: x + step[name] for name, x in perturbation.items()}
         shrink = min(1.0, rho / max(norm(perturbation), torch.finfo(torch.float64).tiny))
@@ -169,4 +172,9 @@ def _m_sharpness(objective: Objective, m: int, rho: float) -> float:
         moved = objective.moved(ascent_step(objective, gradient, rho))
         examples = sum(part.examples for part in group)
         total += (objective.mean_loss(moved, group) - before) * examples
+        if math.isnan(before):
+            raise ValueError(
+                f"m-sharpness needs a finite loss of every group, got nan for {m} examples: all "
+                "labels of a group may be ignored ones."
+            )
     return total / objective.setup.examples

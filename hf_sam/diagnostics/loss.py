@@ -1,0 +1,73 @@
+"""The mean loss of one batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LossFunction = Callable[[nn.Module, Any], Tensor]  # model, batch -> mean loss of shape ()
+T = TypeVar("T")
+
+
+def model_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Compute the mean loss of a batch: the model's own, or the cross-entropy.
+
+    Args:
+        model: Called with the entries of a mapping, or with the inputs of a pair.
+        batch: A mapping with labels, of which the model returns the loss as transformers' models
+            do; or a pair of inputs and labels (N,).
+
+    Returns:
+        Of shape ().
+
+    Raises:
+        ValueError: If the batch is of another kind, or the model returns no loss.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        inputs, labels = batch
+        return F.cross_entropy(model(inputs), labels)
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            "a batch must be a mapping, or a pair of inputs and labels, got "
+            f"{type(batch).__name__}: pass `loss`, a function of model and batch."
+        )
+    outputs = model(**batch)
+    if isinstance(outputs, Tensor):
+        return outputs
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
+    if loss is None:
+        raise ValueError(
+            f"the model must return a loss, got none for a batch of {', '.join(batch)}: put "
+            "`labels` into the batches, or pass `loss`, a function of model and batch."
+        )
+    return loss
+
+
+class HeldLoss(nn.Module):
+    """Holds the model where its tensors can be replaced for one call."""
+
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+        """Hold both.
+
+        Args:
+            model: Its tensors have the prefix `model.` here.
+            loss: Called with it and a batch.
+        """
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Any, use: Callable[[Tensor], T]) -> T:
+        """Return what `use` makes of the loss of a batch.
+
+        Raises:
+            ValueError: If the loss is not one number.
+        """
+        loss = self.loss(self.model, batch)
+        if not (isinstance(loss, Tensor) and loss.numel() == 1):
+            raise ValueError(
+                "`loss` must return a tensor of one number, the mean over the batch, got "
+                f"{tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__}."
+            )
+        return use(loss.reshape(()))
