@@ -86,7 +86,7 @@ for name in "${@:-sgd adamw food noise40 noise80 m}"; do for part in $name; do
     m) zero_head && run cub200_first50-m --seeds 3 --freeze_batch_norm true \
         --weights runs/zero_head.safetensors --learning_rate 0.01 --rho 0.005 \
         --arm m4 m=4 --arm m16 m=16 --arm m64 m=64 --arms base m4 m16 m64 ;;
-    flat_birds) flatness cub200_first50-adamw data/cub200_first50 ;;
+    flat_birds) flatness cub200_first50-adamw data/cub200_first50 --span 0.1 ;;
     no_norm) CONFIG=recipes/cifar10/wide_resnet10_2_no_norm.yaml run cifar10-no_norm --seeds 3 \
         --arms base sam --sweep sam:rho=0.05,0.1,0.2 ;;
     flat_no_norm) flatness cifar10-no_norm data/cifar10_jpeg --max_train_samples 5000 \
