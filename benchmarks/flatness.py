@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_sam.diagnostics import plots
-from hf_sam.diagnostics.report import Report, table
+from hf_sam.diagnostics.report import RATIO, Report, table
 from hf_sam.interval import Interval
 
 FOLDER = Path(__file__).parent.parent / "model_cards" / "sharpness"
@@ -29,7 +29,8 @@ def table_of(reports: Sequence[Report]) -> str:
     rows.append(_row(f"mean loss, {plain.split} split", losses, is_sharpness=False))
     measured = [table(report.portraits) for report in reports]
     for of_seeds in zip(*measured, strict=True):
-        rows.append(_row(of_seeds[0].label, [row.values for row in of_seeds], is_sharpness=True))
+        label, values = of_seeds[0].label, [row.values for row in of_seeds]
+        rows.append(_row(label, values, is_sharpness=label != RATIO))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
