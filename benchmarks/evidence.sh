@@ -90,7 +90,7 @@ for name in "${@:-sgd adamw food noise40 noise80 m}"; do for part in $name; do
     no_norm) CONFIG=recipes/cifar10/wide_resnet10_2_no_norm.yaml run cifar10-no_norm --seeds 3 \
         --arms base sam --sweep sam:rho=0.05,0.1,0.2 ;;
     flat_no_norm) flatness cifar10-no_norm data/cifar10_jpeg --max_train_samples 5000 \
-        --examples 512 --batch_size 128 ;;
+        --examples 256 --batch_size 64 ;;
     frontier) run cub200_first50-frontier --seeds 5 --label_noise 0.4 $METHODS ;;
     *) echo "evidence.sh: no comparison is called $part" >&2 && exit 1 ;;
     esac
