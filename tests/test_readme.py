@@ -140,6 +140,7 @@ TITLES = {
     "cub200_first50-noise80": "the same, SGD, 80 % of the labels wrong",
     "food101_first10-sgd": "10 dishes of Food-101, MobileNetV2 0.35, SGD",
     "cub200_first50-m": "m-sharpness",
+    "cifar10-no_norm": "a network without BatchNorm",
 }
 EVIDENCE = [name for name in TITLES if (ROOT / "model_cards" / f"{name}.json").exists()]
 RESULTS = ROOT / "docs" / "results.md"

@@ -89,6 +89,7 @@ def plot_profile(results: Mapping[str, Landscape]) -> Figure:
         if result.y is not None:
             raise ValueError(f"{name} is a surface: measure with `dimensions=1`.")
         axes.plot(result.x, result.losses, label=_label(name), **_style(i))
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(f"steps, {next(iter(results.values())).axes[0]}")
     axes.set_ylabel("mean loss")
     axes.legend(frameon=False, fontsize=7)
@@ -242,6 +243,7 @@ def _panels(results: Mapping[str, Landscape], **options: Any) -> tuple[Figure, l
     figure = Figure(figsize=(2.6 * len(results), 2.8), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False, subplot_kw=options)
     for axes in panels[0]:
+        axes.locator_params(nbins=5)
         axes.tick_params(labelsize=7)
         axes.xaxis.label.set_size(8)
         axes.yaxis.label.set_size(8)
