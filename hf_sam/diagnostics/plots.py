@@ -26,13 +26,14 @@ LINES = ("-", "--", "-.", ":", "-", "--", "-.")
 WIDTH = 3.5  # inches, of a column
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """Write a figure twice, as SVG and as PNG; the same numbers give the same bytes.
 
     Args:
         figure: Of this module.
         path: Without a suffix, or with one of the two.
     """
+    path = Path(path)
     with reproducible():
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         figure.savefig(path.with_suffix(".png"), dpi=200, metadata={"Software": None})
