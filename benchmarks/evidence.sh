@@ -67,7 +67,7 @@ flatness() { # comparison, data, options: SAM's minima beside the base optimizer
 if [ "${1:-}" = record ]; then # after an interruption: record NAME
     record "$2" && exit
 fi
-for name in "${@:-sgd adamw food noise40 noise80 m}"; do for part in $name; do
+for name in "${@:-sgd sgd3 adamw food noise40 noise80 m frontier no_norm flat_birds flat_no_norm}"; do for part in $name; do
     case $part in
     sgd) run cub200_first50-sgd --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 ;;
     sgd3) run cub200_first50-sgd3 --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 \
