@@ -18,7 +18,7 @@ def test_runs_from_top_to_bottom(tmp_path: Path) -> None:
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 6
     text = "".join(output.get("text", "") for output in outputs)
-    for said in ("base: top-1 error", "SAM: top-1 error", "lambda_max", "recommended: 0."):
+    for said in ("base: top-1 error", "SAM: top-1 error", "lambda_max", "recommended: "):
         assert said in text
 
 
