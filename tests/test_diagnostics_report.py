@@ -77,6 +77,20 @@ def test_numbers_are_those_of_the_functions(finished: Path, models: tuple[str, s
     assert Report.read(finished / "report.json").portraits[0].sharpness == found
 
 
+def test_rho_is_scanned_on_images_that_were_not_trained_on(
+    finished: Path, models: tuple[str, str]
+) -> None:
+    from hf_sam.diagnostics import rho_scan
+    from hf_sam.diagnostics.images import batches_of, load_images, load_trained, sample
+
+    splits = load_images("digits", split="train", eval_split=None)
+    trained = load_trained(models[0], splits.label_names)
+    unseen = batches_of(sample(splits.eval, 16, 0), trained, 8, split="test")
+    expected = rho_scan(trained.classifier.model, unseen, progress=False)
+    found = Report.read(finished / "report.json").portraits[0].rho_scan
+    assert found is not None and encode(found) == encode(expected)
+
+
 def test_page_needs_no_network_and_escapes(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]+)"', page)

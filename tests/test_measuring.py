@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from cases import build, texts, vit
-from measured import batches
+from measured import batches, pairs_of_images
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from hf_sam.diagnostics import (
@@ -23,6 +22,7 @@ from hf_sam.diagnostics import (
     sharpness,
 )
 from hf_sam.diagnostics.codec import encode
+from hf_sam.vision import freeze_batch_norm
 
 MEASUREMENTS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "sharpness": lambda m, b: sharpness(m, b, m=(4,), progress=False),
@@ -57,8 +57,8 @@ def test_everything_is_as_it_was(
     measure: Callable[[nn.Module, Any], Any], make: Callable[[], nn.Module]
 ) -> None:
     model = make().train()
-    next(model.modules()).eval()  # a mixture of modes
-    list(model.modules())[2].eval()
+    list(model.modules())[2].eval()  # a mixture of modes
+    assert {module.training for module in model.modules()} == {True, False}
     for param in model.parameters():
         param.grad = torch.randn_like(param)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -123,7 +123,19 @@ def test_compiled_and_wrapped_models_are_looked_through() -> None:
     model.compile()
     in_place = hessian(model, batches(48), trace_probes=0, progress=False)
     np.testing.assert_array_equal(in_place.eigenvalues, plain.eigenvalues)
-    assert DistributedDataParallel  # its `module` is taken by the same function of Accelerate
+    wrapped = hessian(nn.DataParallel(model), batches(48), trace_probes=0, progress=False)
+    assert wrapped.setup == plain.setup
+    np.testing.assert_array_equal(wrapped.eigenvalues, plain.eigenvalues)
+
+
+def test_frozen_batch_norm_is_measured_with_its_running_statistics() -> None:
+    """Which its hook sets at each forward pass; the modes return all the same."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4))
+    model.double().train()(pairs_of_images(48)[0][0])
+    plain = sharpness(model, pairs_of_images(), progress=False)
+    freeze_batch_norm(model)
+    assert sharpness(model, pairs_of_images(), progress=False) == plain
+    assert all(module.training for module in model.modules())
 
 
 def test_transformers_models_are_measured_by_their_own_loss() -> None:

@@ -117,7 +117,11 @@ def _portrait(
     evaluation = sample(splits.eval, options.max_eval_samples, options.seed)
     loader = batches_of(evaluation, trained, options.batch_size, split=splits.eval_split)
     error = top1_error(model, loader)
-    portrait = portray(model, batches, plan, name=name, error=error, run=trained.run)
+    unseen = sample(splits.eval, options.examples, options.seed)
+    held_out = list(batches_of(unseen, trained, options.batch_size, split=splits.eval_split))
+    portrait = portray(
+        model, batches, plan, held_out=held_out, name=name, error=error, run=trained.run
+    )
     portrait.keep(kept, of)
     return portrait
 

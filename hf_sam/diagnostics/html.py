@@ -119,7 +119,8 @@ def _pictures(report: Report) -> Iterator[Picture]:
             "Choosing rho",
             plots.plot_rho_scan(scans),
             " ".join(f"{name}: {scan.reason}" for name, scan in scans.items())
-            + " A starting point: choose among its neighbours on held-out data.",
+            + f" On as many images of the {report.eval_split} split, which were not trained on. A "
+            "starting point: choose among its neighbours on held-out training images.",
         )
 
 

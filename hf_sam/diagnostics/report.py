@@ -46,7 +46,8 @@ class Plan:
         """
         model, examples = nn.Linear(1, 2), max([1, *self.m])
         batches = [(torch.ones(examples, 1), torch.zeros(examples, dtype=torch.int64))]
-        portray(model, batches, self, name="", error=0.0, run={}, progress=False)
+        told: dict[str, Any] = {"name": "", "error": 0.0, "run": {}, "progress": False}
+        portray(model, batches, self, held_out=batches, **told)
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def portray(
     batches: Sequence[Any],
     plan: Plan,
     *,
+    held_out: Sequence[Any],
     name: str,
     error: float,
     run: Mapping[str, Any],
@@ -124,6 +126,7 @@ def portray(
         model: Restored exactly.
         batches: The examples.
         plan: How much.
+        held_out: Examples that it was not trained on, for the scan over rho.
         name: To show.
         error: Top-1, in percent.
         run: The record of its training; may be empty.
@@ -165,7 +168,7 @@ def portray(
         ),
         line=line,
         surface=surface,
-        rho_scan=rho_scan(model, batches, max_batches=None, **shared),
+        rho_scan=rho_scan(model, held_out, max_batches=None, **shared),
         run=run,
     )
 

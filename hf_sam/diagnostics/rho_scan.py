@@ -54,7 +54,7 @@ def rho_scan(
 
     Args:
         model: Best after some training. Measured as `measuring` says, and restored exactly.
-        batches: Of a data loader, of the size that shares a perturbation in training (m).
+        batches: Held out of training, of the size that shares a perturbation there (m).
         loss: The mean loss of a batch.
         rhos: To try.
         adaptive: For ASAM, whose radii are about ten times larger.
