@@ -9,6 +9,7 @@ from tasks import TASKS, Task
 from transformers.utils import logging
 
 from hf_sam.vision import (
+    EVAL_SPLITS,
     ModelSource,
     Splits,
     drop_bad_images,
@@ -22,7 +23,6 @@ from hf_sam.vision import (
 )
 
 logger = logging.get_logger("finetune")
-EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order of preference
 
 
 def task_of(options: DataOptions) -> Task:

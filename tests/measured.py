@@ -1,5 +1,6 @@
 """Batches to measure on, and the dense Hessian as the paper's definition has it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from cases import EXAMPLES, examples, images
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from hf_sam.diagnostics import hessian, landscape, line_between, rho_scan, sharpness
 
 
 def batches(*sizes: int, dtype: torch.dtype = torch.float64) -> list[dict[str, Tensor]]:
@@ -47,3 +50,13 @@ def dense_hessian(model: nn.Module, data: Any = None) -> Tensor:
     """Every second derivative, (n, n), by torch's own function."""
     loss, weights = flat_loss(model, data)
     return torch.autograd.functional.hessian(loss, weights)
+
+
+MEASUREMENTS: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "sharpness": lambda m, b: sharpness(m, b, m=(4,), progress=False),
+    "hessian": lambda m, b: hessian(m, b, trace_probes=2, density_probes=1, progress=False),
+    "landscape": lambda m, b: landscape(m, b, points=3, progress=False),
+    "ascent": lambda m, b: landscape(m, b, points=3, ascent=True, dimensions=1, progress=False),
+    "line_between": lambda m, b: line_between(m, m.state_dict(), b, points=3, progress=False),
+    "rho_scan": lambda m, b: rho_scan(m, b, progress=False),
+}

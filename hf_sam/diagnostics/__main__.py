@@ -108,7 +108,13 @@ def _portrait(
     """Return what an interrupted run has kept of the same model, or measure it and keep it."""
     model, plan = trained.classifier.model, _plan(options)
     data = [fingerprint(batch) for batch in batches]
-    of = [trained.fingerprint(), data, options.data, splits.eval_split, options.max_eval_samples]
+    of = [
+        fingerprint(model.state_dict()),
+        data,
+        options.data,
+        splits.eval_split,
+        options.max_eval_samples,
+    ]
     of += [str(plan), options.device, versions()]
     if portrait := kept_portrait(kept, of):
         print(f"{name}: measured before, taken from {kept}", flush=True)

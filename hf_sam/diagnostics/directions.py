@@ -1,13 +1,12 @@
 """Directions in the space of a model's weights, and their norms."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .objective import Weights
-
-DRAWN = torch.float32  # whatever the default is
 
 
 def norm(direction: Weights) -> float:
@@ -30,30 +29,20 @@ def gaussians(like: Weights, *, seed: int) -> Iterator[Weights]:
     Yields:
         One tensor for each of `like`.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    while True:
-        yield {
-            name: torch.randn(x.shape, generator=generator, device="cpu", dtype=DRAWN).to(x)
-            for name, x in like.items()
-        }
+    return _drawn(like, seed, partial(torch.randn, device="cpu", dtype=torch.float32))
 
 
 def signs(like: Weights, *, seed: int) -> Iterator[Weights]:
-    """Draw directions of independent signs, 1 or -1 (Rademacher), without end.
+    """Draw directions of independent signs, 1 or -1 (Rademacher); otherwise as `gaussians`."""
+    coins = _drawn(like, seed, partial(torch.randint, 2, device="cpu"))
+    return ({name: 2 * coin - 1 for name, coin in of.items()} for of in coins)
 
-    Args:
-        like: Shapes, dtype and device.
-        seed: Determines all of them, on every device.
 
-    Yields:
-        One tensor for each of `like`.
-    """
+def _drawn(like: Weights, seed: int, draw: Callable[..., Tensor]) -> Iterator[Weights]:
+    """Draw on the host, whatever the default device and dtype are."""
     generator = torch.Generator("cpu").manual_seed(seed)
     while True:
-        yield {
-            name: torch.randint(2, x.shape, generator=generator, device="cpu").to(x) * 2 - 1
-            for name, x in like.items()
-        }
+        yield {name: draw(x.shape, generator=generator).to(x) for name, x in like.items()}
 
 
 def filter_normalised(direction: Weights, weights: Weights) -> Weights:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..vision import (
+    EVAL_SPLITS,
     Classifier,
     ImageDataset,
     ModelSource,
@@ -30,7 +31,6 @@ from ..vision import (
 )
 
 RECORD = "run.json"  # what finetune.py leaves beside a model
-EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order of preference
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,6 @@ class Trained:
 
     classifier: Classifier
     run: dict[str, Any]  # empty without a record
-
-    def fingerprint(self) -> str:
-        """Return a hash of all weights and buffers."""
-        return fingerprint(self.classifier.model.state_dict())
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -72,7 +72,7 @@ def plot_spectrum(results: Mapping[str, Hessian]) -> Figure:
     axes.set_ylim(bottom=floor)
     axes.set_xlabel("eigenvalue of the Hessian")
     axes.set_ylabel("density")
-    axes.legend(frameon=False, fontsize=7)
+    _legend(axes)
     return figure
 
 
@@ -93,7 +93,7 @@ def plot_profile(results: Mapping[str, Landscape]) -> Figure:
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(f"steps, {next(iter(results.values())).axes[0]}")
     axes.set_ylabel("mean loss")
-    axes.legend(frameon=False, fontsize=7)
+    _legend(axes)
     return figure
 
 
@@ -171,7 +171,7 @@ def plot_m_sharpness(results: Mapping[str, Sharpness]) -> Figure:
     axes.set_xticks(range(len(numbers[0])), map(str, numbers[0]))
     axes.set_xlabel("m, examples that share a perturbation")
     axes.set_ylabel(f"rise of the loss, rho {next(iter(results.values())).rho:g}")
-    axes.legend(frameon=False, fontsize=7)
+    _legend(axes)
     return figure
 
 
@@ -181,8 +181,7 @@ def plot_rho_scan(results: Mapping[str, RhoScan]) -> Figure:
     Args:
         results: The recommended rho of each is marked.
     """
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+    figure, above, below = _stacked()
     for i, (name, result) in enumerate(results.items()):
         style = {**_style(i), "marker": MARKERS[i], "markersize": 4}
         above.plot(result.rhos, result.perturbed_losses, label=_label(name), **style)
@@ -195,9 +194,7 @@ def plot_rho_scan(results: Mapping[str, RhoScan]) -> Figure:
     below.set_xlabel("rho (dotted: recommended)")
     below.set_xscale("log")
     below.axhline(0.7, color="#888888", linewidth=0.6)
-    _tidy(above)
-    _tidy(below)
-    above.legend(frameon=False, fontsize=7)
+    _legend(above)
     return figure
 
 
@@ -208,8 +205,7 @@ def plot_training(log_histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
         log_histories: For each run `trainer.state.log_history`. Sharpness is SAM's own, or the
             worst case that `SharpnessCallback` has logged.
     """
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+    figure, above, below = _stacked()
     for i, (name, history) in enumerate(log_histories.items()):
         key = "probe_worst_case" if any("probe_worst_case" in e for e in history) else "sharpness"
         for axes, entry in ((above, "loss"), (below, key)):
@@ -219,9 +215,7 @@ def plot_training(log_histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
     above.set_ylabel("training loss")
     below.set_ylabel("sharpness")
     below.set_xlabel("optimizer step")
-    _tidy(above)
-    _tidy(below)
-    above.legend(frameon=False, fontsize=7)
+    _legend(above)
     return figure
 
 
@@ -238,6 +232,14 @@ def _figure() -> tuple[Figure, Any]:
     axes = figure.subplots()
     _tidy(axes)
     return figure, axes
+
+
+def _stacked() -> tuple[Figure, Any, Any]:
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    _tidy(above)
+    _tidy(below)
+    return figure, above, below
 
 
 def _panels(results: Mapping[str, Landscape], **options: Any) -> tuple[Figure, list[Any]]:
@@ -276,6 +278,10 @@ def _style(i: int) -> dict[str, Any]:
 
 def _short(axis: str) -> str:
     return "steps along the gradient" if "gradient" in axis else "steps, random direction"
+
+
+def _legend(axes: Any) -> None:
+    axes.legend(frameon=False, fontsize=7)
 
 
 def _tidy(axes: Any) -> None:

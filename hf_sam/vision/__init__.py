@@ -2,6 +2,7 @@
 
 from .classifier import Classifier, ModelSource, freeze_batch_norm
 from .data import (
+    EVAL_SPLITS,
     Splits,
     find_column,
     load_digits,
@@ -19,6 +20,7 @@ from .wide_resnet import CIFAR_NETWORKS
 
 __all__ = [
     "CIFAR_NETWORKS",
+    "EVAL_SPLITS",
     "BadImageError",
     "Classifier",
     "EpochOfData",

@@ -12,6 +12,8 @@ from PIL.Image import fromarray
 
 from .dataset import first_line
 
+EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order of preference
+
 
 @dataclass(frozen=True)
 class Splits:
