@@ -28,9 +28,10 @@ class Interval:
 
     def __format__(self, spec: str) -> str:
         """Say it as 35.71 ± 0.42, each number by the specification; the mean alone if n is 1."""
+        spec = spec or ".2f"
         spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:{spec}}"
         return f"{self.mean:{spec}}{spread}"
 
     def __str__(self) -> str:
         """Say it with two decimals."""
-        return f"{self:.2f}"
+        return format(self)

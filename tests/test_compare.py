@@ -285,3 +285,5 @@ def test_interval_is_students() -> None:
     assert (interval.mean, interval.n) == (2.0, 3)
     assert interval.half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
     assert str(Interval.of([35.714])) == "35.71"
+    assert f"{interval}" == str(interval) == "2.00 ± 2.48"
+    assert f"{interval:.3g}" == "2 ± 2.48"
