@@ -135,27 +135,23 @@ def gains_table() -> str:
     """What each method of the frontier costs, and what it keeps of SAM's gain over base."""
     comparison = comparison_of(FRONTIER)
     base = comparison.of("base")[0].gradient_evaluations
-    sam = dict(zip(seeds_of(comparison, "sam"), gains(comparison, "sam"), strict=True))
     rows = [
         "| arm | cost, runs of base | top-1 error, % | less than base by | share of SAM's gain "
         "| gain minus 90 % of SAM's | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in comparison.arms:
-        own, sams = gains(comparison, arm), [sam[seed] for seed in seeds_of(comparison, arm)]
+        pairs = list(zip(gains(comparison, arm), gains(comparison, "sam"), strict=False))  # by seed
+        own, sams = zip(*pairs, strict=True)
         cost = comparison.of(arm)[0].gradient_evaluations / base
         error = Interval.of([result.error for result in comparison.of(arm)])
         gain, share, margin = "-", "-", "-"
         if arm != "base":
             gain, share = str(Interval.of(own)), f"{sum(own) / sum(sams):.0%}"
-            margin = str(Interval.of([g - 0.9 * s for g, s in zip(own, sams, strict=True)]))
+            margin = str(Interval.of([g - 0.9 * s for g, s in pairs]))
         cells = [f"`{arm}`", f"{cost:.2f}", str(error), gain, share, margin, str(len(own))]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
-
-
-def seeds_of(comparison: Comparison, arm: str) -> list[int]:
-    return [result.seed for result in comparison.of(arm)]
 
 
 def gains(comparison: Comparison, arm: str) -> list[float]:

@@ -104,13 +104,7 @@ def hessian(
         ValueError: If an argument is out of its range, there is nothing to measure, the Hessian is
             not finite or has no second derivative.
     """
-    if not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be >= 0, got {tolerance}.")
-    if top_k < 1 or min(trace_probes, density_probes) < 0 or density_steps < 2:
-        raise ValueError(
-            "`top_k` must be >= 1, `trace_probes` and `density_probes` >= 0 and `density_steps` "
-            f">= 2, got {top_k}, {trace_probes}, {density_probes} and {density_steps}."
-        )
+    _require_valid(tolerance, top_k, trace_probes, density_probes, density_steps)
     bar = tqdm(desc="Hessian-vector products", disable=not progress)
     with bar, measuring(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
@@ -127,6 +121,18 @@ def hessian(
             trace=Interval.of(traces) if traces else None,
             density=_smoothed(quadratures, density_steps) if quadratures else None,
             products=product.count,
+        )
+
+
+def _require_valid(
+    tolerance: float, top_k: int, trace_probes: int, density_probes: int, density_steps: int
+) -> None:
+    if not tolerance >= 0:
+        raise ValueError(f"`tolerance` must be >= 0, got {tolerance}.")
+    if top_k < 1 or min(trace_probes, density_probes) < 0 or density_steps < 2:
+        raise ValueError(
+            "`top_k` must be >= 1, `trace_probes` and `density_probes` >= 0 and `density_steps` "
+            f">= 2, got {top_k}, {trace_probes}, {density_probes} and {density_steps}."
         )
 
 

@@ -69,13 +69,7 @@ def landscape(
     Raises:
         ValueError: If an argument is out of its range, or there is nothing to measure.
     """
-    if dimensions not in (1, 2):
-        raise ValueError(f"`dimensions` must be 1 or 2, got {dimensions}.")
-    if points < 3 or points % 2 == 0 or not (math.isfinite(span) and span > 0):
-        raise ValueError(
-            f"`points` must be odd and >= 3 and `span` > 0, got {points} and {span}: the model is "
-            "the grid's centre."
-        )
+    _require_valid(dimensions, points, span)
     with measuring(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
     ) as objective:
@@ -136,17 +130,11 @@ def line_between(
     """
     if points < 2 or not (math.isfinite(margin) and margin >= 0):
         raise ValueError(f"`points` must be >= 2 and `margin` >= 0, got {points} and {margin}.")
-    if isinstance(other, nn.Module):
-        other = extract_model_from_parallel(other, keep_torch_compile=False).state_dict()
-    if not isinstance(other, Mapping):
-        raise ValueError(
-            f"`other` must be a model or its `state_dict()`, got {type(other).__name__}: load it "
-            "first."
-        )
+    state = _state_of(other)
     with measuring(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
     ) as objective:
-        way = objective.difference(other)
+        way = objective.difference(state)
         grid = np.unique([*np.linspace(-margin, 1 + margin, points).round(12), 0.0, 1.0])
         losses = [
             objective.mean_loss(objective.towards(way, float(x)))
@@ -160,6 +148,28 @@ def line_between(
             axes=("from one model (0) to the other (1)",),
             lengths=(norm({name: way[name] for name in objective.weights}),),
         )
+
+
+def _require_valid(dimensions: int, points: int, span: float) -> None:
+    if dimensions not in (1, 2):
+        raise ValueError(f"`dimensions` must be 1 or 2, got {dimensions}.")
+    if points < 3 or points % 2 == 0 or not (math.isfinite(span) and span > 0):
+        raise ValueError(
+            f"`points` must be odd and >= 3 and `span` > 0, got {points} and {span}: the model is "
+            "the grid's centre."
+        )
+
+
+def _state_of(model: Any) -> Mapping[str, Tensor]:
+    """Return the state of a model, or that of one which is given itself."""
+    if isinstance(model, nn.Module):
+        model = extract_model_from_parallel(model, keep_torch_compile=False).state_dict()
+    if not isinstance(model, Mapping):
+        raise ValueError(
+            f"`other` must be a model or its `state_dict()`, got {type(model).__name__}: load it "
+            "first."
+        )
+    return model
 
 
 def _directions(

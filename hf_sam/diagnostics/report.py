@@ -132,9 +132,6 @@ def portray(
         run: The record of its training; may be empty.
         progress: Show progress bars.
 
-    Returns:
-        The portrait.
-
     Raises:
         ValueError: If it cannot be measured.
     """

@@ -82,11 +82,7 @@ def sharpness(
     Raises:
         ValueError: If an argument is out of its range, or there is nothing to measure.
     """
-    _require_valid(rho=rho, sigma=sigma, adaptive_rho=adaptive_rho)
-    if steps < 0 or directions < 1:
-        raise ValueError(
-            f"`steps` must be >= 0 and `directions` >= 1, got {steps} and {directions}."
-        )
+    _require_valid(steps, directions, rho=rho, sigma=sigma, adaptive_rho=adaptive_rho)
     with measuring(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
     ) as objective:
@@ -140,10 +136,14 @@ def mean_rise(objective: Objective, direction: Weights, by: float) -> float:
     return (rise(objective, direction, by) + rise(objective, direction, -by)) / 2
 
 
-def _require_valid(**radii: float) -> None:
+def _require_valid(steps: int, directions: int, **radii: float) -> None:
     for name, value in radii.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"`{name}` must be > 0 and finite, got {value}.")
+    if steps < 0 or directions < 1:
+        raise ValueError(
+            f"`steps` must be >= 0 and `directions` >= 1, got {steps} and {directions}."
+        )
 
 
 def _projected_ascent(
