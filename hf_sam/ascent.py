@@ -42,11 +42,6 @@ class Ascent:
         self._is_rounded = model is not None and is_low_precision(model.parameters())
         self._is_fidelity_known = False
 
-    @property
-    def clean_share(self) -> float:
-        """The share of the batch that the clean pass sees."""
-        return self._sam.ascent_fraction if self.method.has_clean_pass else 0.0
-
     def take_clean_grad(self, params: Params) -> list[Tensor | None]:
         """Take off the parameters what of their gradient the method will use."""
         only = None if self.method.keeps_clean_grad else self._moved

@@ -109,9 +109,9 @@ class SAMArguments:
     max_overhead: float | None = field(
         default=None,
         metadata={
-            "help": "What a run may cost, in runs of the base optimizer: 1.25 ascends at every "
-            "fourth step. Chooses `ascent_interval`, and logs it; the cost realised is logged as "
-            "`train_overhead` when training ends."
+            "help": "What a run may cost, in runs of the base optimizer: 1.25 makes the clean pass "
+            "on a quarter of each micro-batch. Chooses `ascent_fraction` and `ascent_interval`, "
+            "and logs them; the cost realised is logged as `train_overhead` when training ends."
         },
     )
     replay_rng: bool = field(
@@ -234,7 +234,7 @@ class SAMArguments:
         for name in ("ascent_interval", "ascent_start", "ascent_fraction", "method"):
             if getattr(self, name) != getattr(SAMArguments, name):
                 raise ValueError(
-                    f"`max_overhead` chooses how often to ascend, got {name}="
+                    f"`max_overhead` chooses when and on how much to ascend, got {name}="
                     f"{getattr(self, name)} beside it: leave one of them out."
                 )
 

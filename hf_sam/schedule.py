@@ -1,17 +1,19 @@
-"""Is an ascent due at an optimizer step, and with which share of rho."""
+"""Is an ascent due at an optimizer step, with which share of rho, on which share of the batch."""
 
 import math
 import random
 from dataclasses import dataclass, replace
 
 RHO_SCHEDULES = ("constant", "linear", "cosine")
+# Of a micro-batch that `max_overhead` makes a clean pass on: docs/methods.md, what we measured.
+SMALLEST_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
 class AscentSchedule:
     """When a run perturbs, as a function of the optimizer step alone: every rank knows it.
 
-    Cost in forward-backward passes a step: 1 + probability (1 - start / total) / interval.
+    Cost in forward-backward passes a step: 1 + fraction probability (1 - start / total) / interval.
     """
 
     interval: int = 1  # optimizer steps from one ascent to the next
@@ -21,6 +23,7 @@ class AscentSchedule:
     total: int = 0  # optimizer steps of the run
     probability: float = 1.0  # with which a step that is due ascends
     seed: int = 0  # of the coin
+    fraction: float = 1.0  # of each micro-batch that the clean pass sees; 0 where there is none
 
     @property
     def begin(self) -> int:
@@ -51,6 +54,10 @@ class AscentSchedule:
             return max(0, math.ceil((steps - self.begin) / self.interval))
         return sum(self._is_due(step) for step in range(self.begin, steps, self.interval))
 
+    def passes(self, steps: int) -> float:
+        """Return the forward-backward passes over an effective batch in the first `steps`."""
+        return steps + self.fraction * self.ascents(steps)
+
     def _is_due(self, step: int) -> bool:
         since = step - self.begin
         return since >= 0 and since % self.interval == 0 and coin(self.seed, step, self.probability)
@@ -67,25 +74,29 @@ def coin(seed: int, step: int, probability: float) -> bool:
     return probability == 1.0 or random.Random(f"{seed}-{step}").random() < probability
 
 
-def within(schedule: AscentSchedule, max_overhead: float) -> AscentSchedule:
-    """Return the schedule with the smallest interval whose run costs at most `max_overhead`.
+def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSchedule:
+    """Return the schedule that spends at most `max_overhead` on its clean passes.
 
-    An ascent at every k-th step costs 1 + 1/k forward-backward passes a step, and a little more in
-    a short run, as the first is at the first step.
+    It is the one with the smallest interval at which a quarter of each micro-batch or more can be
+    paid for, and then the largest share that can. Where micro-batches cannot be cut that is the
+    smallest interval of whole ones.
 
     Args:
         schedule: With the run's optimizer steps.
         max_overhead: Passes of the run, over those of the base optimizer's; above 1.
+        rows: Into which a micro-batch can be cut.
 
     Returns:
         Without any ascent if one is more than that.
     """
-    share = min(1.0, (max_overhead - 1.0) * (1.0 + 1e-9))
-    ascents = math.floor(share * schedule.total)
-    if ascents < 1:
-        return replace(schedule, start=schedule.total)
+    payable = (max_overhead - 1.0) * (1.0 + 1e-9) * schedule.total  # passes over all rows
     due = schedule.total - schedule.begin
-    return replace(schedule, interval=max(1, math.ceil(due / ascents)))
+    for interval in range(1, due + 1):
+        ascents = math.ceil(due / interval)
+        kept = math.floor(min(1.0, payable / ascents) * rows)
+        if kept >= SMALLEST_FRACTION * rows:
+            return replace(schedule, interval=interval, fraction=kept / rows)
+    return replace(schedule, start=schedule.total)
 
 
 def steps_of(start: float, total: int) -> int:

@@ -52,8 +52,8 @@ def first_examples(inputs: Mapping[str, Any], fraction: float) -> dict[str, Any]
     if not tensors:
         raise ValueError(
             "`ascent_fraction` must find the examples in the first dimension of a tensor, got "
-            f"inputs of {', '.join(f'{k}: {type(x).__name__}' for k, x in inputs.items())}: leave "
-            "it out."
+            f"inputs of {', '.join(f'{k}: {type(x).__name__}' for k, x in inputs.items())}: set "
+            "`ascent_interval` instead of it, or of `max_overhead`."
         )
     size = len(tensors[0])
     kept = math.ceil(round(fraction * size, 9))

@@ -3,7 +3,7 @@
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_sagemaker_mp_enabled, logging
 
@@ -40,13 +40,12 @@ def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
         ValueError: Saying what cannot be had and what to use instead.
     """
     sam.require_valid_fields()
-    kinds = {kind.__name__ for kind in type(trainer).__mro__}
-    if sam.ascent_fraction < 1 and kinds & PAIRING:
+    uncut = _why_uncut(trainer)
+    if sam.ascent_fraction < 1 and uncut:
         raise ValueError(
-            f"`ascent_fraction` must cut a batch between examples, got a {min(kinds & PAIRING)}, "
-            "which stacks pairs of them: leave it out."
+            f"`ascent_fraction` must cut a batch between examples, got {uncut}: leave it out."
         )
-    generating = GENERATING & kinds
+    generating = GENERATING & _kinds(trainer)
     if generating:
         raise ValueError(
             f"SAM must pass twice over one batch, got a {min(generating)}, which generates a new "
@@ -104,6 +103,28 @@ def base_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
 
+def _kinds(trainer: Trainer) -> frozenset[str]:
+    return frozenset(kind.__name__ for kind in type(trainer).__mro__)
+
+
+def _why_uncut(trainer: Trainer) -> str | None:
+    """Say what keeps the first rows of a micro-batch from being its first examples, if anything."""
+    pairing, collator = PAIRING & _kinds(trainer), trainer.data_collator
+    if pairing:
+        return f"a {min(pairing)}, which stacks pairs of them"
+    if isinstance(collator, DataCollatorWithFlattening) or getattr(collator, "padding_free", False):
+        return f"a {type(collator).__name__}, which joins them into one row"
+    return None
+
+
+def _rows(trainer: Trainer) -> int:
+    """Return into how many rows the micro-batch of a device can be cut."""
+    if _why_uncut(trainer):
+        return 1
+    shared = trainer.accelerator.split_batches  # one batch is dealt out to all devices
+    return trainer._train_batch_size // (trainer.accelerator.num_processes if shared else 1)
+
+
 def _backend(trainer: Trainer) -> str:
     if is_sagemaker_mp_enabled():  # of which accelerate knows nothing
         return "SAGEMAKER_MP"
@@ -112,18 +133,22 @@ def _backend(trainer: Trainer) -> str:
     return trainer.accelerator.distributed_type.value
 
 
-def schedule_of(args: TrainingArguments, sam: SAMArguments, max_steps: int) -> AscentSchedule:
-    """Return when a run of `max_steps` optimizer steps ascends."""
+def schedule_of(
+    args: TrainingArguments, sam: SAMArguments, max_steps: int, rows: int
+) -> AscentSchedule:
+    """Return when a run of `max_steps` optimizer steps ascends, with micro-batches of `rows`."""
+    method = sam.chosen_method
     schedule = AscentSchedule(
         interval=sam.ascent_interval,
         start=steps_of(sam.ascent_start, max_steps),
         shape=sam.rho_schedule,
         warmup=args.get_warmup_steps(max_steps),
         total=max_steps,
-        probability=sam.chosen_method.probability,
+        probability=method.probability,
         seed=args.seed,
+        fraction=sam.ascent_fraction if method.has_clean_pass else 0.0,
     )
-    return schedule if sam.max_overhead is None else within(schedule, sam.max_overhead)
+    return schedule if sam.max_overhead is None else within(schedule, sam.max_overhead, rows)
 
 
 def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
@@ -133,26 +158,27 @@ def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
         args: The run's; without SAM's fields the passes are the base optimizer's.
         steps: Of the run. They matter where shares of a run are rounded to steps.
     """
-    if not isinstance(args, SAMArguments) or args.rho == 0 or not args.chosen_method.has_clean_pass:
+    rows = args.train_batch_size
+    if not isinstance(args, SAMArguments) or args.rho == 0:
         return 1.0
-    return 1.0 + args.ascent_fraction * schedule_of(args, args, steps).ascents(steps) / steps
+    return schedule_of(args, args, steps, rows).passes(steps) / steps
 
 
-def planned_schedule(args: TrainingArguments, sam: SAMArguments, max_steps: int) -> AscentSchedule:
+def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
     """Return the schedule of a run, and say what was chosen for the user; warn where it is idle."""
-    if sam.rho == 0:
-        return AscentSchedule()
-    schedule = schedule_of(args, sam, max_steps)
+    max_steps = trainer.state.max_steps
+    schedule = schedule_of(trainer.args, sam, max_steps, _rows(trainer))
     ascents = schedule.ascents(max_steps)
-    if not ascents:
+    if max_steps and not ascents:
         logger.warning(
             f"SAM will never be active: it would begin at step {schedule.begin} of {max_steps}. "
             "Lower `ascent_start`, raise `max_overhead` or the `p` of rst, or train for longer."
         )
     elif sam.max_overhead is not None:
         logger.warning(
-            f"`max_overhead={sam.max_overhead}`: `ascent_interval` is {schedule.interval}, for "
-            f"{ascents} ascents in {max_steps} optimizer steps."
+            f"`max_overhead={sam.max_overhead}`: `ascent_interval` is {schedule.interval} and "
+            f"`ascent_fraction` {schedule.fraction}, for {ascents} ascents in {max_steps} "
+            "optimizer steps."
         )
     if sam.method == "looksam" and schedule.interval == 1:
         logger.warning(

@@ -152,7 +152,7 @@ class SAMMixin(AnyTrainer):
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Count the operations of all passes over `inputs`, in FLOPs."""
-        passes = 1.0 + (self._rho > 0) * self._ascent.clean_share
+        passes = 1.0 + (self._rho > 0) * self._schedule.fraction
         return int(passes * super().floating_point_ops(inputs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -166,9 +166,9 @@ class SAMMixin(AnyTrainer):
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Check, once backend and then model are known, that SAM can train them."""
         self._step_log, self._window, self._is_supported = StepLog(), None, False
-        self._ascent = Ascent(SAMArguments())  # until the model is known, and for rho = 0
+        # until the model is known, and for rho = 0
+        self._ascent, self._schedule = Ascent(SAMArguments()), AscentSchedule()
         self.sam_arguments.require_valid_fields()
-        self._schedule = planned_schedule(self.args, self.sam_arguments, max_steps)
         if self.sam_arguments.rho > 0:
             check_backend(self, self.sam_arguments)
         model, train_dataloader = super()._prepare_for_training(
@@ -193,14 +193,14 @@ class SAMMixin(AnyTrainer):
         )
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator.gather)
+        self._schedule = planned_schedule(self, self.sam_arguments)
         self._is_sharded, self._is_supported = is_sharded(model), True
 
     @property
     def gradient_evaluations(self) -> int:
         """Forward-backward passes over an effective batch up to now; shares of one, rounded."""
         steps = self.state.global_step
-        ascents = self._schedule.ascents(steps) if self.sam_arguments.rho > 0 else 0
-        return steps + round(ascents * self._ascent.clean_share)
+        return round(self._schedule.passes(steps)) if self.sam_arguments.rho > 0 else steps
 
     @property
     def _rho(self) -> float:
@@ -240,8 +240,8 @@ class SAMMixin(AnyTrainer):
     ) -> Tensor:
         """Add a micro-batch's gradient at w to the window's, and return its loss."""
         params, is_global = parts.trainable, window.scope == "global"
-        is_whole = self._ascent.clean_share == 1
-        share = share_of(self, micro_batch, self._ascent.clean_share)
+        is_whole = self._schedule.fraction == 1
+        share = share_of(self, micro_batch, self._schedule.fraction)
         if is_global:
             leave_buckets(params.values())
         with gradients_set_aside(params.values()):
@@ -265,7 +265,7 @@ class SAMMixin(AnyTrainer):
     def _descend_from_perturbed(self, model: nn.Module, parts: Parts, window: Window) -> None:
         """Add to `p.grad` the gradients at w + epsilon of the micro-batches that share epsilon."""
         params, rho, scale = parts.trainable, self._rho, loss_scale(self, window)
-        replays, is_whole = self.sam_arguments.replay_rng, self._ascent.clean_share == 1
+        replays, is_whole = self.sam_arguments.replay_rng, self._schedule.fraction == 1
         group, clean_losses, clean_grad = window.take_group()
         window.kept_clean_grad = self._ascent.kept(clean_grad)
         perturbation, norm = self._ascent.from_clean_grad(params, clean_grad, rho=rho, scale=scale)

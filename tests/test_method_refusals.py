@@ -48,7 +48,10 @@ REFUSED = [
     ({"ascent_fraction": True}, "`ascent_fraction` must be above 0 and at most 1, got True"),
     ({"replay_rng": False, "method": "s2sam"}, "`replay_rng` has no effect on s2sam"),
     ({"max_overhead": 1.0}, "`max_overhead` must be above 1, got 1.0"),
-    ({"max_overhead": 1.2, "ascent_interval": 2}, "chooses how often to ascend, got ascent_int"),
+    (
+        {"max_overhead": 1.2, "ascent_interval": 2},
+        "and on how much to ascend, got ascent_int",
+    ),
 ]
 
 

@@ -1,0 +1,107 @@
+"""`max_overhead`: what is chosen for the user costs what it may, and no more."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import build, llama, make_trainer, texts
+from test_share import CountExamples
+from transformers import DataCollatorWithFlattening, TrainerCallback
+
+from hf_sam import SAMTrainer
+from hf_sam.schedule import AscentSchedule, within
+
+STEPS, ROWS = 20, 8  # of make_trainer
+
+# By hand: what may be spent, the rows of a micro-batch, interval and fraction.
+CHOICES: list[tuple[float, int, int, float]] = [
+    (3.0, 8, 1, 1.0),
+    (2.0, 8, 1, 1.0),
+    (1.5, 8, 1, 4 / 8),
+    (1.4, 8, 1, 3 / 8),  # 3.2 rows
+    (1.25, 8, 1, 2 / 8),
+    (1.2, 8, 2, 3 / 8),  # 1.6 rows at every step are less than a quarter
+    (1.1, 8, 3, 2 / 8),  # 2 passes for 7 ascents
+    (1.05, 8, 5, 2 / 8),
+    (1.25, 2, 2, 1 / 2),
+    (1.25, 1, 4, 1.0),
+    (1.4, 1, 3, 1.0),
+    (1.2, 1, 5, 1.0),
+]
+
+
+@pytest.mark.parametrize(("limit", "rows", "interval", "fraction"), CHOICES)
+def test_what_may_be_spent_decides(limit: float, rows: int, interval: int, fraction: float) -> None:
+    schedule = within(AscentSchedule(total=STEPS), limit, rows)
+    assert (schedule.interval, schedule.fraction) == (interval, fraction)
+
+
+@pytest.mark.parametrize("begin", [0, 0.3])
+@pytest.mark.parametrize("rows", [1, 3, 8, 64])
+def test_no_more_is_spent_than_may_be(rows: int, begin: float) -> None:
+    """And no less than half of it."""
+    total = 997
+    due = AscentSchedule(shape="linear", warmup=int(begin * total), total=total)
+    for hundredths in range(101, 231):
+        schedule = within(due, hundredths / 100, rows)
+        spent, allowed = schedule.passes(total) - total, (hundredths / 100 - 1) * total
+        assert spent <= allowed + 1e-6
+        assert spent >= 0.5 * min(allowed, total - due.begin)
+        assert (schedule.fraction * rows) == pytest.approx(round(schedule.fraction * rows), abs=0)
+
+
+def test_less_than_one_ascent_is_none() -> None:
+    schedule = within(AscentSchedule(total=STEPS), 1.01, ROWS)
+    assert schedule.ascents(STEPS) == 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("limit", "interval", "kept"), [(2.0, 1, 8), (1.4, 1, 3), (1.2, 2, 3)])
+def test_the_examples_passed_over(
+    limit: float, interval: int, kept: int, accumulation: int, tmp_path: Path
+) -> None:
+    settings = {"gradient_accumulation_steps": accumulation, "max_overhead": limit}
+    trainer = make_trainer(build("mlp"), tmp_path, **settings)
+    counter = CountExamples(trainer.model)
+    trainer.train()
+    assert counter.examples == accumulation * (STEPS * ROWS + STEPS // interval * kept)
+    assert counter.examples <= limit * accumulation * STEPS * ROWS
+    assert trainer.gradient_evaluations == round(STEPS + STEPS / interval * kept / ROWS)
+    assert 1.0 < trainer.state.log_history[-1]["train_overhead"] < 3.0
+
+
+def test_micro_batches_that_cannot_be_cut_take_an_interval(tmp_path: Path) -> None:
+    class DPOTrainer(SAMTrainer):
+        """Called as trl's, which stacks pairs."""
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=DPOTrainer, max_overhead=1.25)
+    counter = CountExamples(trainer.model)
+    trainer.train()
+    assert counter.examples == ROWS * (STEPS + STEPS // 4)
+
+    for settings in ({"max_overhead": 1.25}, {"ascent_fraction": 0.25}):
+        trainer = make_trainer(llama(), tmp_path, dtype=torch.float32, data=tokens(), **settings)
+        trainer.data_collator = DataCollatorWithFlattening()
+        if "ascent_fraction" in settings:
+            with pytest.raises(ValueError, match="got a DataCollatorWithFlattening, which joins"):
+                trainer.train()
+        else:
+            trainer.train()
+            assert trainer.gradient_evaluations == STEPS + STEPS // 4
+
+
+def tokens() -> list[dict[str, list[int]]]:
+    return [{name: x.tolist() for name, x in text.items()} for text in texts()]
+
+
+def test_rho_that_is_raised_later_is_spent_as_it_may_be(tmp_path: Path) -> None:
+    class SwitchOn(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            args.rho = 0.05 if state.global_step >= 10 else 0.0
+
+    trainer = make_trainer(build("mlp"), tmp_path, rho=0.0, max_overhead=1.25)
+    trainer.add_callback(SwitchOn())
+    counter = CountExamples(trainer.model)
+    trainer.train()
+    assert counter.examples == STEPS * ROWS + STEPS // 2 * 2
