@@ -190,6 +190,19 @@ def leave_buffers_alone(ddp: DistributedDataParallel | None) -> None:
         ddp.require_forward_param_sync = False
 
 
+def broadcast_buffers(ddp: DistributedDataParallel | None) -> None:
+    """Broadcast the buffers now, if DDP would in the next forward pass, and not in that one again.
+
+    A clean pass on a share of the micro-batch has its buffers undone, and must not undo these.
+
+    Args:
+        ddp: The wrapper; None without one.
+    """
+    if ddp is not None and ddp.will_sync_module_buffers():
+        ddp._sync_buffers()
+        leave_buffers_alone(ddp)
+
+
 def wrapper_in(modules: Iterable[nn.Module]) -> DistributedDataParallel | None:
     """Find DDP's wrapper, which torch.compile may have wrapped in turn."""
     wrappers = (m for m in modules if isinstance(m, DistributedDataParallel))

@@ -15,6 +15,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from .ascent import Ascent
 from .config import SAMArguments
 from .distributed import (
+    broadcast_buffers,
     is_sharded,
     leave_buckets,
     leave_buffers_alone,
@@ -244,6 +245,8 @@ class SAMMixin(AnyTrainer):
         share = share_of(self, micro_batch, self._schedule.fraction)
         if is_global:
             leave_buckets(params.values())
+        if not is_whole:
+            broadcast_buffers(parts.ddp)
         with gradients_set_aside(params.values()):
             put_gradients(params.values(), window.clean_grad)
             counted = self._overhead.plain_pass() if is_whole else self._uncounted(parts)

@@ -7,6 +7,7 @@ from cases import MODELS, OPTIMIZERS
 from matrix_case import BFLOAT16, FLOAT32, Case
 from matrix_methods import methods
 from matrix_models import StopEpoch, StopTraining
+from matrix_ranks import ddp, sharded
 from transformers.training_args import OptimizerNames
 
 from hf_sam.config import ASCENT_SCOPES
@@ -70,6 +71,22 @@ MODES: dict[str, dict[str, Any]] = {
     "ascent_interval": {
         "sam": {"ascent_interval": 2},
         "meaning": {"share": lambda step: float(step % 2 == 0)},
+    },
+    "ascent_fraction": {
+        "model": "dropout_and_batch_norm",
+        "sam": {"ascent_fraction": 0.5},
+        "meaning": {"kept": 2},
+    },
+    "ascent_fraction, num_items_in_batch": {
+        "model": "llama",
+        "sam": {"ascent_fraction": 0.75},
+        "meaning": {"kept": 3},
+        "tolerance": FLOAT32,
+    },
+    "max_overhead": {
+        "accumulation": 3,
+        "sam": {"max_overhead": 1.2},  # one of four examples at every second of six steps
+        "meaning": {"kept": 1, "share": lambda step: float(step % 2 == 0)},
     },
     "ascent_start and a falling rho": {
         "sam": {"ascent_start": 0.3, "rho_schedule": "linear", "rho": 0.2},
@@ -165,6 +182,9 @@ def precision() -> Iterator[Case]:
             )
             yield Case(table, "gradient scaler", scope, ranks, model="float32", scaler=True,
                        tolerance=FLOAT32)  # fmt: skip
+            yield Case(table, "gradient scaler, ascent_fraction", scope, ranks, model="float32",
+                       scaler=True, sam={"ascent_fraction": 0.5}, meaning={"kept": 2},
+                       tolerance=FLOAT32)  # fmt: skip
             yield Case(
                 table,
                 "bfloat16 weights",
@@ -186,34 +206,6 @@ def precision() -> Iterator[Case]:
             )
 
 
-def sharded() -> Iterator[Case]:
-    """FSDP2 on two ranks; the reference runs under DDP."""
-    for line, mode in {
-        "SGD with momentum": {"settings": {"optim_args": "momentum=0.9"}},
-        "AdamW, clipping": {
-            "settings": {"optim": "adamw_torch", "learning_rate": 0.01, "max_grad_norm": 0.1}
-        },
-        "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
-        "perturb one module at every second step": {
-            "sam": {"perturb": "body.0", "ascent_interval": 2},
-            "meaning": {
-                "perturb": lambda name: name.startswith("body.0."),
-                "share": lambda step: float(step % 2 == 0),
-            },
-        },
-        "dropout and BatchNorm": {
-            "model": "dropout_and_batch_norm",
-            "settings": {"ddp_broadcast_buffers": False},  # FSDP2 broadcasts none
-        },
-    }.items():
-        for accumulation in (1, 2):
-            for scope in ASCENT_SCOPES:
-                refused = "" if scope == "global" else "must be global for sharded parameters"
-                yield Case(
-                    "FSDP2", line, scope, 2, accumulation, fsdp=True, refused=refused, **mode
-                )
-
-
 def trainers() -> Iterator[Case]:
     """Trainers that bring a step, a loss or a collator of their own."""
     for scope in ASCENT_SCOPES:
@@ -225,55 +217,6 @@ def trainers() -> Iterator[Case]:
                        tolerance=FLOAT32)  # fmt: skip
             yield Case("Other trainers", "BERT, sequence classification", scope, ranks,
                        model="bert", tolerance=FLOAT32)  # fmt: skip
-
-
-DDP: dict[str, dict[str, Any]] = {
-    "ddp_find_unused_parameters=False": {"settings": {"ddp_find_unused_parameters": False}},
-    "ddp_find_unused_parameters=True": {
-        "model": "sometimes_used",
-        "settings": {"ddp_find_unused_parameters": True},
-    },
-    "gradient_as_bucket_view": {"ddp": {"gradient_as_bucket_view": True}},
-    "gradient_as_bucket_view, leftovers": {
-        "data": "leftovers",
-        "ddp": {"gradient_as_bucket_view": True},
-    },
-    "ddp_broadcast_buffers=True": {
-        "model": "batch_norm",
-        "settings": {"ddp_broadcast_buffers": True},
-    },
-    "ddp_broadcast_buffers=False": {
-        "model": "batch_norm",
-        "settings": {"ddp_broadcast_buffers": False},
-    },
-    "sync_each_batch": {
-        "settings": {
-            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
-        }
-    },
-    "small buckets": {"settings": {"ddp_bucket_cap_mb": 1}, "model": "vit"},
-}
-
-
-def ddp() -> Iterator[Case]:
-    """What DistributedDataParallel can be told, on two ranks; and three ranks."""
-    table = "DistributedDataParallel"
-    for scope in ASCENT_SCOPES:
-        for accumulation in (1, 2):
-            for line, case in DDP.items():
-                yield Case(table, line, scope, 2, accumulation, **case)
-            right = scope == "global" and accumulation == 1
-            yield Case(
-                table,
-                "ddp_static_graph=True",
-                scope,
-                2,
-                accumulation,
-                settings={"ddp_find_unused_parameters": False},
-                sam={"ddp_static_graph": True},
-                refused="" if right else "set `ddp_static_graph=False`",
-            )
-            yield Case(table, "three ranks", scope, 3, accumulation, model="dropout_and_batch_norm")
 
 
 CASES = [

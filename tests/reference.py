@@ -22,13 +22,15 @@ AnyTrainer: Any = object  # what the mixin is mixed into
 class ReferenceMixin(AnyTrainer):
     """`sam` holds scope, rho, p, adaptive and eta; `share` of rho by step, `perturb` by name.
 
-    Or a `rule` from `oracles` for the gradient of the effective batch. `sigma` is LE-SAM's.
+    `kept` are the examples of a micro-batch in the clean pass, None for all; `sigma` is LE-SAM's.
+    Or a `rule` from `oracles` for the gradient of the effective batch.
     """
 
     def __init__(self, *args: Any, sam: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         defaults = {"scope": "micro_batch", "rho": 0.05, "p": 2.0, "adaptive": False, "eta": 0.01}
         self.sam = {**defaults, "share": lambda step: 1.0, "perturb": lambda name: True, **sam}
+        self.sam.setdefault("kept", None)
         self.group: list[tuple[Batch, Any, Tensor, Tensor]] = []
         self.kept: dict[str, Any] = {}  # by a rule
         self.steps_of_window = 0
@@ -45,7 +47,8 @@ class ReferenceMixin(AnyTrainer):
     def floating_point_ops(self, inputs: Batch) -> int:
         if "rule" in self.sam:
             return self.sam["passes"](self.state.global_step) * super().floating_point_ops(inputs)
-        return (1 + (self.rho > 0)) * super().floating_point_ops(inputs)
+        share = 1.0 if self.sam["kept"] is None else self.sam["kept"] / len(inputs["labels"])
+        return int((1 + (self.rho > 0) * share) * super().floating_point_ops(inputs))
 
     def get_batch_samples(self, *args: Any) -> Any:
         self.group, self.steps_of_window = [], 0
@@ -75,15 +78,19 @@ class ReferenceMixin(AnyTrainer):
     def _sam_step(
         self, bare: nn.Module, params: list[nn.Parameter], inputs: Batch, items: Any
     ) -> Tensor:
-        draws = torch.get_rng_state()
-        loss, pieces = self._gradients(bare, params, inputs, items)
+        draws, kept = torch.get_rng_state(), self.sam["kept"] if self.rho > 0 else None
+        buffers = [b.clone() for b in bare.buffers()]
+        loss, pieces = self._gradients(bare, params, *self._first(kept, inputs, items))
+        if kept is not None:
+            restore(bare, buffers)
         last = self.steps_of_window == self.current_gradient_accumulation_steps
         if self.rho == 0:
             add(pieces, params)
             if last:
                 average_gradients(params)
             return loss
-        self.ascents.add(self.state.global_step)
+        if kept is None:  # or the two losses are not of the same examples
+            self.ascents.add(self.state.global_step)
         self.found["clean"].append(loss)
         self.group.append((inputs, items, draws, flatten(pieces, params)))
         if last or self.sam["scope"] == "micro_batch":
@@ -95,12 +102,26 @@ class ReferenceMixin(AnyTrainer):
             finally:
                 vars(self).update(counted)
                 write(params, w)
-                restore(bare, buffers)
+                if kept is None:
+                    restore(bare, buffers)
                 torch.set_rng_state(after)
             self.group = []
         if last:
             average_gradients(params)
         return loss
+
+    def _first(self, kept: int | None, inputs: Batch, items: Any) -> tuple[Batch, Any]:
+        """The first examples, and the count of labels that gives them the weight of all."""
+        if kept is None:
+            return inputs, items
+        first = {name: rows[:kept] for name, rows in inputs.items()}
+        if items is not None:
+            items = items * self._labels(first) / self._labels(inputs)
+        return first, items
+
+    def _labels(self, inputs: Batch) -> int:
+        labels = inputs["labels"]
+        return int(((labels[:, 1:] if self._loss_shifts_labels else labels) != -100).sum())
 
     def _rule_step(
         self, bare: nn.Module, params: list[nn.Parameter], inputs: Batch, items: Any
@@ -200,9 +221,7 @@ class ReferenceMixin(AnyTrainer):
         items = self.group[0][1]
         if items is None or self.sam["scope"] == "global":
             return len(self.group) / self.current_gradient_accumulation_steps
-        labels = [batch["labels"] for batch, *_ in self.group]
-        counted = [label[:, 1:] if self._loss_shifts_labels else label for label in labels]
-        own = sum(int((label != -100).sum()) for label in counted)
+        own = sum(self._labels(batch) for batch, *_ in self.group)
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return own * ranks / float(items)
 
