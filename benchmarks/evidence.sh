@@ -20,9 +20,12 @@ FOUND="--learning_rate 0.02 --arm sam learning_rate=0.04 rho=0.1"
 METHODS="--sweep learning_rate=0.02,0.04 rho=0.1,0.2
     base:learning_rate=0.01,0.02,0.04,0.08 base_2x:learning_rate=0.01,0.02,0.04,0.08 norm:rho=0.5,1
     --arm interval2 ascent_interval=2 seeds=3 --arm interval5 ascent_interval=5 seeds=3
-    --arm late ascent_start=0.8 seeds=3 --arm fraction ascent_fraction=0.25 seeds=3
+    --arm late ascent_start=0.8 seeds=3 --arm fraction ascent_fraction=0.25 seeds=5
     --arm looksam method=looksam ascent_interval=5 seeds=3 --arm msam method=msam seeds=3
     --arm gsam method=gsam seeds=3 --arm norm perturb=norm seeds=3"
+# Two ways to spend 1.125 times the base optimizer's cost, for the rule of max_overhead.
+SMALL_SHARES="--arm eighth ascent_fraction=0.125 seeds=3
+    --arm quarter2 ascent_fraction=0.25 ascent_interval=2 seeds=3"
 
 run() { # name, options of compare.py
     mkdir -p "runs/$1" "model_cards/records/$1"
@@ -67,7 +70,7 @@ flatness() { # comparison, data, options: SAM's minima beside the base optimizer
 if [ "${1:-}" = record ]; then # after an interruption: record NAME
     record "$2" && exit
 fi
-for name in "${@:-sgd sgd3 adamw food noise40 noise80 m frontier no_norm flat_birds flat_no_norm}"; do for part in $name; do
+for name in "${@:-sgd sgd3 adamw food noise40 noise80 m frontier clean no_norm flat_birds flat_no_norm}"; do for part in $name; do
     case $part in
     sgd) run cub200_first50-sgd --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 ;;
     sgd3) run cub200_first50-sgd3 --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 \
@@ -91,7 +94,10 @@ for name in "${@:-sgd sgd3 adamw food noise40 noise80 m frontier no_norm flat_bi
         --arms base sam --sweep sam:rho=0.05,0.1,0.2 ;;
     flat_no_norm) flatness cifar10-no_norm data/cifar10_jpeg --max_train_samples 5000 \
         --examples 256 --batch_size 64 ;;
-    frontier) run cub200_first50-frontier --seeds 5 --label_noise 0.4 $METHODS ;;
+    frontier) run cub200_first50-frontier --seeds 5 --label_noise 0.4 $METHODS $SMALL_SHARES ;;
+    clean) mkdir -p runs/cub200_first50-clean # whose first runs are sgd's
+        cp -rn model_cards/records/cub200_first50-sgd/. runs/cub200_first50-clean
+        run cub200_first50-clean --seeds 5 $METHODS ;;
     *) echo "evidence.sh: no comparison is called $part" >&2 && exit 1 ;;
     esac
 done; done

@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 
 from .config import SAMArguments
 from .methods import METHODS
+from .schedule import AscentSchedule
 
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = ("sharpness-aware-minimization", "hf_sam")
@@ -93,20 +94,29 @@ def _without_nan(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def settings_of(args: TrainingArguments) -> dict[str, Any]:
+def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, Any]:
     """Collect what a `RunRecord` says of the arguments, the machine and the packages."""
     sam = args if isinstance(args, SAMArguments) and args.rho > 0 else None
     on_gpu = args.device.type == "cuda"
     return {
         "seed": args.seed,
         "hyperparameters": {name: _plain(getattr(args, name)) for name in HYPERPARAMETERS},
-        "sam": sam and {f.name: getattr(sam, f.name) for f in fields(SAMArguments)},
+        "sam": sam and _sam_settings(sam, schedule),
         "hardware": f"{args.world_size} x {torch.cuda.get_device_name()}"
         if on_gpu
         else f"CPU, {args.world_size} x {torch.get_num_threads()} threads",
         "versions": versions(),
         "date": date.today().isoformat(),
     }
+
+
+def _sam_settings(sam: SAMArguments, schedule: AscentSchedule) -> dict[str, Any]:
+    """SAM's fields, with what `max_overhead` has chosen."""
+    settings = {f.name: getattr(sam, f.name) for f in fields(SAMArguments)}
+    if sam.max_overhead is not None:
+        settings["ascent_interval"] = schedule.interval
+        settings["ascent_fraction"] = schedule.fraction
+    return settings
 
 
 def versions() -> dict[str, str]:
@@ -209,12 +219,13 @@ def sam_section(settings: Mapping[str, Any]) -> str:
     return template.render(settings=settings, source=source)
 
 
-def add_sam_to_card(path: Path, sam: SAMArguments) -> None:
+def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> None:
     """Add SAM's tags and section to a model card file.
 
     Args:
         path: The card, as the Trainer wrote it.
         sam: The settings of the run.
+        schedule: When it ascended.
 
     Raises:
         FileNotFoundError: If there is no card at `path`.
@@ -222,7 +233,7 @@ def add_sam_to_card(path: Path, sam: SAMArguments) -> None:
     card = ModelCard.load(path)
     tags = card.data.tags or []
     card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    card.text += "\n" + sam_section({f.name: getattr(sam, f.name) for f in fields(SAMArguments)})
+    card.text += "\n" + sam_section(_sam_settings(sam, schedule))
     card.save(path)
 
 

@@ -1,5 +1,6 @@
 """What the steps of a run take beyond one forward-backward pass, measured without waiting."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -7,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 class Overhead:
@@ -36,16 +40,26 @@ class Overhead:
         """Do not count the block: the pass over all examples that the base optimizer needs too."""
         yield from self._count(-1)
 
-    def of(self, runtime: float) -> float:
+    def of(self, runtime: float, *, allowed: float | None = None) -> float:
         """Return a run's time over that without what was counted; waits for the device.
 
         Args:
             runtime: In seconds.
+            allowed: What it was to be, by passes over shares of micro-batches. More than twice
+                as much beyond 1 is warned of.
         """
         if self._pending:
             self._pending[-1][2].synchronize()
             self._drain()
-        return runtime / (runtime - min(self._seconds, 0.99 * runtime)) if runtime else 1.0
+        overhead = runtime / (runtime - min(self._seconds, 0.99 * runtime)) if runtime else 1.0
+        if allowed is not None and overhead - 1.0 > 2.0 * (allowed - 1.0):
+            logger.warning(
+                f"`max_overhead={allowed}`: the run took {overhead:.2f} times the base "
+                "optimizer's, as a pass over a part of a micro-batch takes about as long here as "
+                f"one over all of it: set `ascent_interval={math.ceil(1.0 / (allowed - 1.0))}` "
+                "instead, or larger micro-batches."
+            )
+        return overhead
 
     def _count(self, sign: int) -> Iterator[None]:
         if self._device.type == "cpu":

@@ -5,8 +5,8 @@ import random
 from dataclasses import dataclass, replace
 
 RHO_SCHEDULES = ("constant", "linear", "cosine")
-# Of a micro-batch that `max_overhead` makes a clean pass on: docs/methods.md, what we measured.
-SMALLEST_FRACTION = 0.25
+SMALLEST_FRACTION = 0.25  # of a micro-batch that `max_overhead` makes a clean pass on
+SMALLEST_CUT = 2  # rows: BatchNorm refuses one, and a contrastive loss of one is 0
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def coin(seed: int, step: int, probability: float) -> bool:
 
 
 def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSchedule:
-    """Return the schedule that spends at most `max_overhead` on its clean passes.
+    """Return the schedule whose clean passes cost at most `max_overhead - 1` runs.
 
-    It is the one with the smallest interval at which a quarter of each micro-batch or more can be
-    paid for, and then the largest share that can. Where micro-batches cannot be cut that is the
-    smallest interval of whole ones.
+    It is the one with the smallest interval at which a quarter of each micro-batch can be paid for,
+    and at that interval the largest share that can, in whole rows. Where micro-batches cannot be
+    cut that is the smallest interval of whole ones.
 
     Args:
         schedule: With the run's optimizer steps.
@@ -92,9 +92,9 @@ def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSc
     payable = (max_overhead - 1.0) * (1.0 + 1e-9) * schedule.total  # passes over all rows
     due = schedule.total - schedule.begin
     for interval in range(1, due + 1):
-        ascents = math.ceil(due / interval)
-        kept = math.floor(min(1.0, payable / ascents) * rows)
-        if kept >= SMALLEST_FRACTION * rows:
+        share = min(1.0, payable / math.ceil(due / interval))
+        kept = math.floor(share * rows)
+        if share >= SMALLEST_FRACTION and kept >= min(SMALLEST_CUT, rows):
             return replace(schedule, interval=interval, fraction=kept / rows)
     return replace(schedule, start=schedule.total)
 

@@ -43,7 +43,8 @@ def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
     uncut = _why_uncut(trainer)
     if sam.ascent_fraction < 1 and uncut:
         raise ValueError(
-            f"`ascent_fraction` must cut a batch between examples, got {uncut}: leave it out."
+            f"`ascent_fraction` must cut a batch between examples, got {uncut}: set "
+            "`ascent_interval` instead."
         )
     generating = GENERATING & _kinds(trainer)
     if generating:
@@ -121,8 +122,13 @@ def _rows(trainer: Trainer) -> int:
     """Return into how many rows the micro-batch of a device can be cut."""
     if _why_uncut(trainer):
         return 1
-    shared = trainer.accelerator.split_batches  # one batch is dealt out to all devices
-    return trainer._train_batch_size // (trainer.accelerator.num_processes if shared else 1)
+    loader = trainer.callback_handler.train_dataloader  # maybe not the Trainer's own
+    ranks = trainer.accelerator.num_processes
+    of_all_ranks = getattr(loader, "total_batch_size", None)  # by accelerate, if it has a sampler
+    if of_all_ranks is None:
+        shared = trainer.accelerator.split_batches  # one batch is dealt out to all ranks
+        of_all_ranks = trainer._train_batch_size * (1 if shared else ranks)
+    return max(1, of_all_ranks // ranks)
 
 
 def _backend(trainer: Trainer) -> str:
@@ -165,8 +171,18 @@ def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
 
 
 def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
-    """Return the schedule of a run, and say what was chosen for the user; warn where it is idle."""
+    """Return the schedule of a run, and say what was chosen for the user; warn where it is idle.
+
+    Raises:
+        ValueError: If the length of the run is needed, and a training step is made outside of one.
+    """
     max_steps = trainer.state.max_steps
+    is_share = 0 < sam.ascent_start < 1
+    if not max_steps and (sam.max_overhead or is_share or sam.rho_schedule != "constant"):
+        raise ValueError(
+            "`max_overhead`, `rho_schedule` and an `ascent_start` below 1 need the length of a "
+            "run, got a training step outside of `train()`: call that, or leave them out."
+        )
     schedule = schedule_of(trainer.args, sam, max_steps, _rows(trainer))
     ascents = schedule.ascents(max_steps)
     if max_steps and not ascents:

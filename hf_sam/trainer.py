@@ -58,7 +58,7 @@ class SAMMixin(AnyTrainer):
 
     counted_once = ("_metrics", "_stored_metrics", "_total_train_tokens")  # by trl's losses
     _step_log = StepLog()  # frozen: each training starts its own
-    _schedule = AscentSchedule()
+    ascent_schedule = AscentSchedule()
     _ascent = Ascent(SAMArguments())
     _overhead, _walk, _untouched = Overhead(torch.device("cpu")), Walk(), Untouched()
     _window: Window | None = None
@@ -148,19 +148,22 @@ class SAMMixin(AnyTrainer):
             logs.update(self._step_log.entries(self.accelerator.gather(sums)))
             self._step_log, self._ascent.fidelity = StepLog(), None
         if "train_runtime" in logs and self.sam_arguments.rho > 0:
-            logs["train_overhead"] = self._overhead.of(logs["train_runtime"])
+            is_cut, limit = self.ascent_schedule.fraction < 1, self.sam_arguments.max_overhead
+            allowed = limit if is_cut else None
+            logs["train_overhead"] = self._overhead.of(logs["train_runtime"], allowed=allowed)
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Count the operations of all passes over `inputs`, in FLOPs."""
-        passes = 1.0 + (self._rho > 0) * self._schedule.fraction
+        passes = 1.0 + (self._rho > 0) * self.ascent_schedule.fraction
         return int(passes * super().floating_point_ops(inputs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the Trainer's model card, with SAM's settings, tags and citation added."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero() and self.sam_arguments.rho > 0:
-            add_sam_to_card(Path(self.args.output_dir) / "README.md", self.sam_arguments)
+            card = Path(self.args.output_dir) / "README.md"
+            add_sam_to_card(card, self.sam_arguments, self.ascent_schedule)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
@@ -168,7 +171,7 @@ class SAMMixin(AnyTrainer):
         """Check, once backend and then model are known, that SAM can train them."""
         self._step_log, self._window, self._is_supported = StepLog(), None, False
         # until the model is known, and for rho = 0
-        self._ascent, self._schedule = Ascent(SAMArguments()), AscentSchedule()
+        self._ascent, self.ascent_schedule = Ascent(SAMArguments()), AscentSchedule()
         self.sam_arguments.require_valid_fields()
         if self.sam_arguments.rho > 0:
             check_backend(self, self.sam_arguments)
@@ -187,26 +190,23 @@ class SAMMixin(AnyTrainer):
 
     def _check_model(self, model: nn.Module) -> None:
         check_model(self, self.sam_arguments, model)
-        self._overhead, self._walk, self._untouched = (
-            Overhead(self.args.device),
-            Walk(),
-            Untouched(),
-        )
+        self._overhead, self._walk = Overhead(self.args.device), Walk()
+        self._untouched = Untouched()
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator.gather)
-        self._schedule = planned_schedule(self, self.sam_arguments)
+        self.ascent_schedule = planned_schedule(self, self.sam_arguments)
         self._is_sharded, self._is_supported = is_sharded(model), True
 
     @property
     def gradient_evaluations(self) -> int:
         """Forward-backward passes over an effective batch up to now; shares of one, rounded."""
         steps = self.state.global_step
-        return round(self._schedule.passes(steps)) if self.sam_arguments.rho > 0 else steps
+        return round(self.ascent_schedule.passes(steps)) if self.sam_arguments.rho > 0 else steps
 
     @property
     def _rho(self) -> float:
         """The radius at this optimizer step; 0 where it is the base optimizer's."""
-        return self.sam_arguments.rho * self._schedule.share_at(self.state.global_step)
+        return self.sam_arguments.rho * self.ascent_schedule.share_at(self.state.global_step)
 
     @contextmanager
     def _current_window(self, parts: Parts) -> Iterator[Window]:
@@ -241,8 +241,8 @@ class SAMMixin(AnyTrainer):
     ) -> Tensor:
         """Add a micro-batch's gradient at w to the window's, and return its loss."""
         params, is_global = parts.trainable, window.scope == "global"
-        is_whole = self._schedule.fraction == 1
-        share = share_of(self, micro_batch, self._schedule.fraction)
+        is_whole = self.ascent_schedule.fraction == 1
+        share = share_of(self, micro_batch, self.ascent_schedule.fraction)
         if is_global:
             leave_buckets(params.values())
         if not is_whole:
@@ -268,7 +268,7 @@ class SAMMixin(AnyTrainer):
     def _descend_from_perturbed(self, model: nn.Module, parts: Parts, window: Window) -> None:
         """Add to `p.grad` the gradients at w + epsilon of the micro-batches that share epsilon."""
         params, rho, scale = parts.trainable, self._rho, loss_scale(self, window)
-        replays, is_whole = self.sam_arguments.replay_rng, self._schedule.fraction == 1
+        replays, is_whole = self.sam_arguments.replay_rng, self.ascent_schedule.fraction == 1
         group, clean_losses, clean_grad = window.take_group()
         window.kept_clean_grad = self._ascent.kept(clean_grad)
         perturbation, norm = self._ascent.from_clean_grad(params, clean_grad, rho=rho, scale=scale)

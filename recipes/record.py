@@ -64,7 +64,7 @@ def describe(
         data_license=run.task.license,
         weights_license=_license(source),
         remarks=_remarks(run, args, metrics),
-        **settings_of(args),
+        **settings_of(args, trainer.ascent_schedule),
     )
 
 

@@ -85,8 +85,8 @@ MODES: dict[str, dict[str, Any]] = {
     },
     "max_overhead": {
         "accumulation": 3,
-        "sam": {"max_overhead": 1.2},  # one of four examples at every second of six steps
-        "meaning": {"kept": 1, "share": lambda step: float(step % 2 == 0)},
+        "sam": {"max_overhead": 1.2},  # two of four examples at every third of six steps
+        "meaning": {"kept": 2, "share": lambda step: float(step % 3 == 0)},
     },
     "ascent_start and a falling rho": {
         "sam": {"ascent_start": 0.3, "rho_schedule": "linear", "rho": 0.2},

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import build, llama, make_trainer, texts
+from cases import build, examples, llama, make_trainer, texts
 from test_share import CountExamples
+from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, TrainerCallback
 
 from hf_sam import SAMTrainer
+from hf_sam.overhead import Overhead
 from hf_sam.schedule import AscentSchedule, within
 
 STEPS, ROWS = 20, 8  # of make_trainer
@@ -24,7 +26,9 @@ CHOICES: list[tuple[float, int, int, float]] = [
     (1.2, 8, 2, 3 / 8),  # 1.6 rows at every step are less than a quarter
     (1.1, 8, 3, 2 / 8),  # 2 passes for 7 ascents
     (1.05, 8, 5, 2 / 8),
-    (1.25, 2, 2, 1 / 2),
+    (1.25, 10, 1, 2 / 10),  # 2.5 rows
+    (1.25, 7, 2, 3 / 7),  # 1.75 rows: less than two
+    (1.25, 2, 4, 1.0),
     (1.25, 1, 4, 1.0),
     (1.4, 1, 3, 1.0),
     (1.2, 1, 5, 1.0),
@@ -38,7 +42,7 @@ def test_what_may_be_spent_decides(limit: float, rows: int, interval: int, fract
 
 
 @pytest.mark.parametrize("begin", [0, 0.3])
-@pytest.mark.parametrize("rows", [1, 3, 8, 64])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 64])
 def test_no_more_is_spent_than_may_be(rows: int, begin: float) -> None:
     """And no less than half of it."""
     total = 997
@@ -105,3 +109,52 @@ def test_rho_that_is_raised_later_is_spent_as_it_may_be(tmp_path: Path) -> None:
     counter = CountExamples(trainer.model)
     trainer.train()
     assert counter.examples == STEPS * ROWS + STEPS // 2 * 2
+
+
+def test_rows_are_those_of_the_loader(tmp_path: Path) -> None:
+    class OwnLoader(SAMTrainer):
+        def get_train_dataloader(self) -> Any:
+            loader = DataLoader(self.train_dataset, batch_size=2, collate_fn=self.data_collator)
+            return self.accelerator.prepare(loader)
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=OwnLoader, max_overhead=1.25)
+    counter = CountExamples(trainer.model)
+    trainer.train()
+    assert counter.examples == 2 * (STEPS + STEPS // 4)
+
+
+def test_two_examples_at_least(tmp_path: Path) -> None:
+    """Of the last micro-batch too, here of 4: BatchNorm cannot be trained on one."""
+    settings = {"max_steps": -1, "num_train_epochs": 1, "max_overhead": 1.25}
+    trainer = make_trainer(build("batch_norm"), tmp_path, data=examples(count=20), **settings)
+    counter = CountExamples(trainer.model)
+    trainer.train()
+    assert counter.examples == 20 + 3 * 2
+
+
+def test_a_step_outside_of_train_has_no_length(tmp_path: Path) -> None:
+    for settings in ({"max_overhead": 1.25}, {"ascent_start": 0.5}, {"rho_schedule": "linear"}):
+        trainer = make_trainer(build("mlp"), tmp_path, **settings)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+        with pytest.raises(ValueError, match="need the length of a run"):
+            trainer.training_step(trainer.model, batch)
+
+
+def test_what_was_chosen_is_in_the_card(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data": texts(), "dtype": torch.float32, "max_steps": 4}
+    trainer = make_trainer(llama(), tmp_path, max_overhead=1.2, **settings)
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "| `ascent_interval` | 2 |" in card and "| `ascent_fraction` | 0.375 |" in card
+
+
+def test_a_share_that_takes_as_long_as_all_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    overhead = Overhead(torch.device("cpu"))
+    with caplog.at_level("WARNING"):
+        assert overhead.of(1.0, allowed=1.25) == 1.0
+        overhead._seconds = 0.5
+        assert overhead.of(1.0) == overhead.of(1.0, allowed=1.5) == 2.0
+        assert not caplog.messages
+        overhead.of(1.0, allowed=1.25)
+    assert "took 2.00 times" in caplog.text and "`ascent_interval=4`" in caplog.text

@@ -93,6 +93,15 @@ def test_what_belongs_to_an_example_is_cut(inputs: dict[str, Any], expected: lis
     assert lengths == expected
 
 
+def test_rows_that_are_no_examples_are_refused() -> None:
+    """Patches of images, as vision-language models take them; masks that all examples share."""
+    patches = {"labels": torch.zeros(4, 9), "pixel_values": torch.zeros(32, 8)}
+    with pytest.raises(ValueError, match=r"got `pixel_values` of shape \(32, 8\) beside 4 exa"):
+        first_examples(patches, 0.5)
+    shared = {"labels": torch.zeros(4, 9), "position_ids": torch.zeros(1, 9)}
+    assert first_examples(shared, 0.5)["position_ids"].shape == (1, 9)
+
+
 def test_examples_must_be_found() -> None:
     with pytest.raises(ValueError, match="must find the examples in the first dimension"):
         first_examples({"flag": True, "scale": torch.tensor(1.0)}, 0.5)
