@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, replace
 
 RHO_SCHEDULES = ("constant", "linear", "cosine")
-SMALLEST_FRACTION = 0.25  # of a micro-batch that `max_overhead` makes a clean pass on
+SMALLEST_FRACTION = 0.125  # of a micro-batch for `max_overhead`: the smallest that was measured
 SMALLEST_CUT = 2  # rows: BatchNorm refuses one, and a contrastive loss of one is 0
 
 
@@ -77,7 +77,7 @@ def coin(seed: int, step: int, probability: float) -> bool:
 def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSchedule:
     """Return the schedule whose clean passes cost at most `max_overhead - 1` runs.
 
-    It is the one with the smallest interval at which a quarter of each micro-batch can be paid for,
+    It is the one with the smallest interval at which an eighth of each micro-batch can be paid for,
     and at that interval the largest share that can, in whole rows. Where micro-batches cannot be
     cut that is the smallest interval of whole ones.
 

@@ -43,7 +43,8 @@ def _sections(comparison: Comparison) -> Iterator[str]:
     yield (
         "Differences are paired by seed, and below zero where the row's arm errs less. A gradient "
         "evaluation is one forward-backward pass over an effective batch. The minutes are of "
-        "training with the evaluations and checkpoints in between."
+        "training with the evaluations and checkpoints in between, of the fastest of an arm's "
+        "runs, as the machine did other work too."
     )
     if comparison.trials:
         yield (

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from comparison import Comparison, Result
+from comparison import Comparison
 
 from hf_sam.interval import Interval
 
@@ -19,11 +18,11 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 
     figure = Figure(figsize=(8, 3.6), dpi=150, layout="constrained")
     by_cost, by_time = figure.subplots(1, 2, sharey=True)
-    _plot(by_cost, comparison, lambda result: result.gradient_evaluations)
-    _plot(by_time, comparison, lambda result: result.seconds / 60)
+    _plot(by_cost, comparison, comparison.gradient_evaluations)
+    _plot(by_time, comparison, comparison.minutes)
     by_cost.set_xlabel("gradient evaluations of one run")
     by_cost.set_ylabel("top-1 error, %")
-    by_time.set_xlabel("minutes of one run")
+    by_time.set_xlabel("minutes of the fastest run")
     record = comparison.record
     figure.suptitle(f"{record.base} on {record.dataset}, mean and 95 % interval", fontsize=10)
     figure.legend(*by_cost.get_legend_handles_labels(), loc="outside right", frameon=False,
@@ -31,14 +30,15 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _plot(axes: Any, comparison: Comparison, cost: Callable[[Result], float]) -> None:
-    widest = max(map(cost, comparison.results))
-    for i, arm in enumerate(comparison.arms):
-        results = comparison.of(arm)
-        errors = [result.error for result in results]
+def _plot(axes: Any, comparison: Comparison, cost: Callable[[str], float]) -> None:
+    arms = comparison.arms
+    costs = {arm: cost(arm) for arm in arms}
+    width = 0.015 * max(costs.values())
+    for i, arm in enumerate(arms):
+        errors = [result.error for result in comparison.of(arm)]
         interval = Interval.of(errors)
-        # arms of the same cost stand side by side
-        at = mean(map(cost, results)) + widest * 0.012 * (i - len(comparison.arms) / 2)
+        beside = [other for other in arms if abs(costs[other] - costs[arm]) < width]
+        at = costs[arm] + width * (beside.index(arm) - (len(beside) - 1) / 2)
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS)]}
         axes.scatter([at] * len(errors), errors, s=9, alpha=0.5, linewidths=0, **style)
         half_width = interval.half_width if interval.n > 1 else 0.0

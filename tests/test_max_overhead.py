@@ -23,7 +23,10 @@ CHOICES: list[tuple[float, int, int, float]] = [
     (1.5, 8, 1, 4 / 8),
     (1.4, 8, 1, 3 / 8),  # 3.2 rows
     (1.25, 8, 1, 2 / 8),
-    (1.2, 8, 2, 3 / 8),  # 1.6 rows at every step are less than a quarter
+    (1.2, 8, 2, 3 / 8),  # 1.6 rows at every step are less than two
+    (1.2, 64, 1, 12 / 64),
+    (1.125, 64, 1, 8 / 64),
+    (1.1, 64, 2, 12 / 64),  # a tenth is less than an eighth
     (1.1, 8, 3, 2 / 8),  # 2 passes for 7 ascents
     (1.05, 8, 5, 2 / 8),
     (1.25, 10, 1, 2 / 10),  # 2.5 rows
