@@ -16,7 +16,7 @@ BIRDS=recipes/cub200_first50/mobilenetv2_035.yaml
 # What the first comparison has chosen for each arm, for those that do not choose anew.
 FOUND="--learning_rate 0.02 --arm sam learning_rate=0.04 rho=0.1"
 
-# What SAM's gain may cost: four trials for each arm, three seeds for each cheaper method.
+# What SAM's gain may cost: four trials for each arm; five seeds for base, base_2x, sam and fraction.
 METHODS="--sweep learning_rate=0.02,0.04 rho=0.1,0.2
     base:learning_rate=0.01,0.02,0.04,0.08 base_2x:learning_rate=0.01,0.02,0.04,0.08 norm:rho=0.5,1
     --arm interval2 ascent_interval=2 seeds=3 --arm interval5 ascent_interval=5 seeds=3

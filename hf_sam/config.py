@@ -110,8 +110,9 @@ class SAMArguments:
         default=None,
         metadata={
             "help": "What a run may cost, in runs of the base optimizer: 1.25 makes the clean pass "
-            "on a quarter of each micro-batch. Chooses `ascent_fraction` and `ascent_interval`, "
-            "and logs them; the cost realised is logged as `train_overhead` when training ends."
+            "on a quarter of each micro-batch, if that is two examples or more. Chooses "
+            "`ascent_fraction` and `ascent_interval`, and logs them; the cost realised is logged "
+            "as `train_overhead` when training ends."
         },
     )
     replay_rng: bool = field(

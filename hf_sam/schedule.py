@@ -77,9 +77,9 @@ def coin(seed: int, step: int, probability: float) -> bool:
 def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSchedule:
     """Return the schedule whose clean passes cost at most `max_overhead - 1` runs.
 
-    It is the one with the smallest interval at which an eighth of each micro-batch can be paid for,
-    and at that interval the largest share that can, in whole rows. Where micro-batches cannot be
-    cut that is the smallest interval of whole ones.
+    It is the one with the smallest interval at which an eighth of each micro-batch, and two rows,
+    can be paid for, and at that interval the largest share that can, in whole rows. Where
+    micro-batches cannot be cut that is the smallest interval of whole ones.
 
     Args:
         schedule: With the run's optimizer steps.

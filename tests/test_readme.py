@@ -149,7 +149,7 @@ def gains_table() -> str:
         if arm != "base":
             gain, share = str(Interval.of(own)), f"{sum(own) / sum(sams):.0%}"
             margin = str(Interval.of([g - 0.9 * s for g, s in pairs]))
-        cells = [f"`{arm}`", f"{cost:.2f}", str(error), gain, share, margin, str(len(own))]
+        cells = [f"`{arm}`", f"{cost:.4g}", str(error), gain, share, margin, str(len(own))]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
