@@ -95,8 +95,8 @@ for name in "${@:-sgd sgd3 adamw food noise40 noise80 m frontier clean no_norm f
     flat_no_norm) flatness cifar10-no_norm data/cifar10_jpeg --max_train_samples 5000 \
         --examples 256 --batch_size 64 ;;
     frontier) run cub200_first50-frontier --seeds 5 --label_noise 0.4 $METHODS $SMALL_SHARES ;;
-    clean) mkdir -p runs/cub200_first50-clean # whose first runs are sgd's
-        cp -rn model_cards/records/cub200_first50-sgd/. runs/cub200_first50-clean
+    clean) mkdir -p runs/cub200_first50-clean # some of whose trials were made for sgd
+        cp -rn model_cards/records/cub200_first50-sgd/sweep runs/cub200_first50-clean
         run cub200_first50-clean --seeds 5 $METHODS ;;
     *) echo "evidence.sh: no comparison is called $part" >&2 && exit 1 ;;
     esac
