@@ -166,6 +166,7 @@ TITLES = {
     "cub200_first50-adamw": "the same, AdamW",
     "cub200_first50-noise40": "the same, SGD, 40 % of the labels wrong",
     FRONTIER: "the same, SGD, 40 % wrong, settings chosen anew",
+    "cub200_first50-clean": "the same, SGD, right labels, learning rates from another grid",
     "cub200_first50-noise80": "the same, SGD, 80 % of the labels wrong",
     "food101_first10-sgd": "10 dishes of Food-101, MobileNetV2 0.35, SGD",
     "cub200_first50-m": "m-sharpness",
