@@ -37,7 +37,7 @@ def _plot(axes: Any, comparison: Comparison, cost: Callable[[str], float]) -> No
     for i, arm in enumerate(arms):
         errors = [result.error for result in comparison.of(arm)]
         interval = Interval.of(errors)
-        beside = [other for other in arms if abs(costs[other] - costs[arm]) < width]
+        beside = [other for other in arms if abs(costs[other] - costs[arm]) <= width]
         at = costs[arm] + width * (beside.index(arm) - (len(beside) - 1) / 2)
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS)]}
         axes.scatter([at] * len(errors), errors, s=9, alpha=0.5, linewidths=0, **style)

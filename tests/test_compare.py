@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from comparison import Comparison, Trial, comparison_table
 from images import write_parquet
 from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
 from plan import Arm, parse_plan
+from plots import plot_comparison
 
 from hf_sam.interval import Interval
 from hf_sam.vision import ImageDataset
@@ -128,6 +130,13 @@ def test_what_is_written(straight: Path) -> None:
     assert (straight / "comparison.png").stat().st_size > 5000
     held_out = json.loads((straight / "sweep" / "sam-rho=0.1-seed0" / "run.json").read_text())
     assert (held_out["train_examples"], held_out["eval_examples"]) == (7, 1)
+
+
+def test_runs_shorter_than_their_clock_are_plotted(straight: Path, tmp_path: Path) -> None:
+    comparison = Comparison.read(straight / "comparison.json")
+    instant = [replace(result, seconds=0.0) for result in comparison.results]
+    plot_comparison(replace(comparison, results=instant), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
 
 
 def test_arms_share_start_and_batches(
