@@ -1,6 +1,6 @@
 """A model's parts, which a step needs several times and which take long to find."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -17,6 +17,7 @@ class Parts:
     """A model's modules and parameters. Walking through it takes as long as a small pass."""
 
     params: dict[str, nn.Parameter]  # all, by the names they have in the bare model
+    trainable: dict[str, nn.Parameter]  # those that are trained at this step
     devices: set[torch.device]  # that parameters lie on
     ddp: DistributedDataParallel | None
     before_window: Buffers  # remembered for an exception
@@ -33,12 +34,7 @@ class Parts:
         params = {n.replace("_orig_mod.", ""): param for n, param in bare.named_parameters()}
         modules = list(model.modules())
         devices = {param.device for param in params.values()}
-        return cls(params, devices, wrapper_in(modules), Buffers(modules), Buffers(modules))
-
-    @property
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained at present, by name."""
-        return {name: param for name, param in self.params.items() if param.requires_grad}
+        return cls(params, {}, devices, wrapper_in(modules), Buffers(modules), Buffers(modules))
 
 
 class Walk:
@@ -67,4 +63,6 @@ class Walk:
         if self._known is None or self._known[0] != ids or not groups:
             bare = accelerator.unwrap_model(model, keep_torch_compile=False)
             self._known = ids, Parts.of(model, bare)
-        return self._known[1]
+        parts = self._known[1]
+        trainable = {name: param for name, param in parts.params.items() if param.requires_grad}
+        return replace(parts, trainable=trainable)

@@ -13,6 +13,9 @@ Vector = Sequence[Tensor | None]
 # The smallest norm that is divided by: a zero gradient gives a zero perturbation.
 NORM_FLOOR = 1e-12
 
+# A norm copies tensors of up to so many entries into one: that is quicker than a launch for each.
+PACKED = 1024
+
 
 def gradient_norm(gradients: Iterable[Tensor | None], order: float = 2.0) -> Tensor:
     """Compute the norm of all gradients as one vector, in float32 or better.
@@ -118,5 +121,9 @@ def _norm(tensors: list[Tensor], order: float) -> Tensor:
     filled = [tensor for tensor in tensors if tensor.numel() > 0]  # a shard may hold nothing
     if not filled:
         return torch.zeros((), dtype=dtype, device=tensors[0].device)
-    norms = torch._foreach_norm(filled, order, dtype=dtype)
+    small = [tensor.flatten() for tensor in filled if tensor.numel() <= PACKED]
+    groups = [tensor for tensor in filled if tensor.numel() > PACKED]
+    if small:
+        groups.append(torch.cat(small))
+    norms = torch._foreach_norm(groups, order, dtype=dtype)
     return torch.linalg.vector_norm(torch.stack(norms), order)

@@ -16,6 +16,7 @@ Parameters = dict[str, Tensor]
 def parameters(dtype: torch.dtype = torch.float64) -> Parameters:
     torch.manual_seed(0)
     shapes = {"a.weight": (4, 3), "a.bias": (4,), "norm.weight": (5,), "scale": ()}
+    shapes |= {"wide.weight": (40, 30), "long": (2000,)}  # too large to be packed for a norm
     return {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
 
 
