@@ -150,14 +150,44 @@ class TwoStepSAM:
             self.base.zero_grad()
 
 
-def two_step(work: Workload, sam: Any) -> Step:
+def two_step(forward_backward: Step, sam: Any) -> Step:
     """Return a step by an optimizer with `first_step` and `second_step`."""
 
     def step() -> None:
-        work.forward_backward()
+        forward_backward()
         sam.first_step(zero_grad=True)
-        work.forward_backward()
+        forward_backward()
         sam.second_step(zero_grad=True)
+
+    return step
+
+
+def two_step_in_trainer(work: Workload) -> Step:
+    """Return a step by `TwoStepSAM` around the passes of a Trainer."""
+    trainer, prepared = trainer_of(work, Trainer, 0.0)
+    sam = TwoStepSAM(trainer.optimizer)
+    return two_step(lambda: trainer.training_step(prepared, work.batch), sam)
+
+
+def shortest_step(work: Workload) -> Step:
+    """Return SAM's arithmetic alone, each operation one call for all tensors, in a plain loop."""
+    optimizer, params = work.optimizer(), list(work.model.parameters())
+
+    def step() -> None:
+        work.forward_backward()
+        with torch.no_grad():
+            perturbation = [p.grad for p in params]
+            norm = torch.stack(torch._foreach_norm(perturbation)).norm()
+            torch._foreach_mul_(perturbation, RHO / (norm + 1e-12))
+            saved = [p.clone() for p in params]
+            torch._foreach_add_(params, perturbation)
+        optimizer.zero_grad()
+        del perturbation
+        work.forward_backward()
+        with torch.no_grad():
+            torch._foreach_copy_(params, saved)
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
@@ -169,12 +199,14 @@ def contenders(work: Workload) -> dict[str, Step]:
         "Trainer": trainer_step(work, Trainer, rho=0.0),
         "two passes": bare_step(work),
         "two passes of Trainer": trainer_step(work, Trainer, rho=0.0, passes=2),
-        "loop as davda54/sam": two_step(work, TwoStepSAM(work.optimizer())),
+        "loop as davda54/sam": two_step(work.forward_backward, TwoStepSAM(work.optimizer())),
+        "the same in a Trainer": two_step_in_trainer(work),
+        "arithmetic alone": shortest_step(work),
     }
     if importlib.util.find_spec("pytorch_optimizer"):
         from pytorch_optimizer import SAM
 
         sgd = {"lr": 1e-4, "momentum": 0.9}
         sam = SAM(work.model.parameters(), torch.optim.SGD, rho=RHO, **sgd)
-        steps["pytorch_optimizer"] = two_step(work, sam)
+        steps["pytorch_optimizer"] = two_step(work.forward_backward, sam)
     return steps

@@ -11,6 +11,7 @@ from .perturbation import require_valid_ascent
 from .schedule import RHO_SCHEDULES
 
 ASCENT_SCOPES = ("micro_batch", "rank", "global")
+NUMBERS = ("rho", "eta", "perturbation_norm", "ascent_start", "ascent_fraction", "max_overhead")
 
 
 @dataclass
@@ -54,7 +55,8 @@ class SAMArguments:
             "help": "Which examples share one perturbation, m of m-sharpness: micro_batch (one "
             "device's micro-batch, as in the paper), rank (one device's micro-batches of an "
             "optimizer step) or global (those of all devices: the effective batch, at the price "
-            "of one more gradient reduction). Unset means micro_batch."
+            "of one more gradient reduction). Unset means micro_batch; global under FSDP2, and for "
+            "methods that use the gradient of the effective batch."
         },
     )
     ascent_interval: int = field(
@@ -81,10 +83,11 @@ class SAMArguments:
     ascent_fraction: float = field(
         default=1.0,
         metadata={
-            "help": "Share of each micro-batch, its first examples, on which the clean pass is "
-            "made; the descent, running statistics and counters see all. Costs 1 + f passes a "
-            "step. `loss` is then that of the share, no sharpness is logged, and dropout draws "
-            "other masks in the second pass."
+            "help": "Share of each micro-batch, its first examples with labels, on which the clean "
+            "pass is made: rounded up to whole ones, and to two where the model has BatchNorm. The "
+            "descent, running statistics and counters see all. Costs 1 + f passes a step. `loss` "
+            "is then that of the share, no sharpness is logged, and dropout draws other masks in "
+            "the second pass."
         },
     )
     perturb: str = field(
@@ -155,14 +158,17 @@ class SAMArguments:
         Raises:
             ValueError: Saying rule, value and remedy.
         """
-        for name in ("rho", "eta", "perturbation_norm"):
+        for name in NUMBERS:
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number and (name, value) != ("max_overhead", None):
                 raise ValueError(f"`{name}` must be a number, got {value!r}: write it as a float.")
         for name in ("adaptive", "replay_rng", "allow_rounded_perturbation"):
             value = getattr(self, name)
             if not isinstance(value, bool):
-                raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+                raise ValueError(
+                    f"`{name}` must be True or False, got {value!r}: write it without quotes."
+                )
         require_valid_ascent(rho=self.rho, eta=self.eta, perturbation_norm=self.perturbation_norm)
         if self.ascent_scope not in (None, *ASCENT_SCOPES):
             raise ValueError(
@@ -179,7 +185,7 @@ class SAMArguments:
                 f"`ascent_interval` must be a whole number >= 1, got {interval!r}: 1 ascends at "
                 "every step."
             )
-        if not (isinstance(start, int | float) and math.isfinite(start) and start >= 0):
+        if not (math.isfinite(start) and start >= 0):
             raise ValueError(f"`ascent_start` must be >= 0, got {start!r}: 0 is from the start.")
         if start > 1 and start != int(start):
             raise ValueError(
@@ -192,15 +198,15 @@ class SAMArguments:
             )
         if not isinstance(self.perturb, str) or not self.perturb:
             raise ValueError(
-                f"`perturb` must be all, norm or names of modules, got {self.perturb!r}."
+                f"`perturb` must be all, norm or names of modules, got {self.perturb!r}: leave it "
+                "out to perturb all."
             )
 
     def _require_valid_method(self) -> None:
-        if self.rho == 0 and self.method in METHODS:
+        if self.rho == 0 and self.method in list(METHODS):
             return  # nothing of it has an effect, and the base optimizer's arms share options
         method, fraction, limit = self.chosen_method, self.ascent_fraction, self.max_overhead
-        is_number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
-        if not (is_number and 0 < fraction <= 1):
+        if not 0 < fraction <= 1:
             raise ValueError(
                 f"`ascent_fraction` must be above 0 and at most 1, got {fraction!r}: 1 is the "
                 "whole micro-batch."
@@ -227,7 +233,7 @@ class SAMArguments:
             )
         if limit is None:
             return
-        if not (isinstance(limit, int | float) and limit > 1):
+        if not limit > 1:
             raise ValueError(
                 f"`max_overhead` must be above 1, got {limit!r}: 1.2 allows a fifth more than the "
                 "base optimizer's run, 2 is SAM at every step."

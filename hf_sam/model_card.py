@@ -96,7 +96,8 @@ def _without_nan(values: Any) -> Any:
 
 def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, Any]:
     """Collect what a `RunRecord` says of the arguments, the machine and the packages."""
-    sam = args if isinstance(args, SAMArguments) and args.rho > 0 else None
+    has_sam = isinstance(args, SAMArguments) and args.rho > 0 and not schedule.is_idle
+    sam = args if has_sam else None
     on_gpu = args.device.type == "cuda"
     return {
         "seed": args.seed,
@@ -142,7 +143,7 @@ def write_run_card(path: Path, record: RunRecord, *, comparison: str | None = No
         comparison=comparison,
         settings={**record.hyperparameters, **record.data_options},
         results=results_table(record.metrics),
-        sam_section=sam_section(record.sam) if record.sam else "Trained without SAM (rho = 0).",
+        sam_section=sam_section(record.sam) if record.sam else "Trained without SAM.",
     )
     card.save(path)
 
@@ -220,7 +221,7 @@ def sam_section(settings: Mapping[str, Any]) -> str:
 
 
 def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> None:
-    """Add SAM's tags and section to a model card file.
+    """Add SAM's tags and section to a model card file, unless the run never ascended.
 
     Args:
         path: The card, as the Trainer wrote it.
@@ -230,6 +231,8 @@ def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> 
     Raises:
         FileNotFoundError: If there is no card at `path`.
     """
+    if schedule.is_idle:
+        return
     card = ModelCard.load(path)
     tags = card.data.tags or []
     card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]

@@ -64,13 +64,17 @@ class Overhead:
     def _count(self, sign: int) -> Iterator[None]:
         if self._device.type == "cpu":
             begin = time.perf_counter()
-            yield
-            self._seconds += sign * (time.perf_counter() - begin)
+            try:
+                yield
+            finally:
+                self._seconds += sign * (time.perf_counter() - begin)
             return
         begin_mark = self._mark()
-        yield
-        self._pending.append((sign, begin_mark, self._mark()))
-        self._drain()
+        try:
+            yield
+        finally:
+            self._pending.append((sign, begin_mark, self._mark()))
+            self._drain()
 
     def _mark(self) -> Any:
         mark = torch.get_device_module(self._device).Event(enable_timing=True)

@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .distributed import wrapper_in
@@ -42,7 +42,9 @@ class Walk:
 
     def __init__(self) -> None:
         """Remember nothing yet."""
-        self._known: tuple[list[int], Parts] | None = None
+        self._modules: list[nn.Module] = []  # held, so that no other can take the place of one
+        self._ids: list[int] = []
+        self._parts: Parts | None = None
 
     def parts_of(
         self,
@@ -58,11 +60,16 @@ class Walk:
             accelerator: Takes off the model's wrappers.
         """
         groups = [] if optimizer is None else optimizer.param_groups
-        ids = [id(module) for module in model.modules()]
-        ids += [id(param) for group in groups for param in group["params"]]
-        if self._known is None or self._known[0] != ids or not groups:
+        optimized = [param for group in groups for param in group["params"]]
+        if self._parts is None or not optimized or self._ids != self._ids_of(model, optimized):
             bare = accelerator.unwrap_model(model, keep_torch_compile=False)
-            self._known = ids, Parts.of(model, bare)
-        parts = self._known[1]
-        trainable = {name: param for name, param in parts.params.items() if param.requires_grad}
-        return replace(parts, trainable=trainable)
+            self._parts, self._modules = Parts.of(model, bare), list(model.modules())
+            self._ids = self._ids_of(model, optimized)
+        params = self._parts.params
+        trainable = {name: param for name, param in params.items() if param.requires_grad}
+        return replace(self._parts, trainable=trainable)
+
+    def _ids_of(self, model: nn.Module, optimized: list[Tensor]) -> list[int]:
+        """Say what the parts depend on, more quickly than `model.modules()` finds them."""
+        children = [id(child) for known in self._modules for child in known._modules.values()]
+        return [id(model), *children, *map(id, optimized)]

@@ -57,7 +57,8 @@ def replayed(state: RandomState) -> Iterator[None]:
     """Repeat the draws made since `state`: the same dropout and drop-path masks in both passes.
 
     On leaving the generators stand where they stood on entering, so the draws that follow are those
-    of a training step with one pass.
+    of a training step with one pass. Hence not for a block that draws more than the first pass: its
+    further draws would be drawn once more.
 
     Args:
         state: The generators before the first pass.

@@ -13,7 +13,8 @@ SMALLEST_CUT = 2  # rows: BatchNorm refuses one, and a contrastive loss of one i
 class AscentSchedule:
     """When a run perturbs, as a function of the optimizer step alone: every rank knows it.
 
-    Cost in forward-backward passes a step: 1 + fraction probability (1 - start / total) / interval.
+    Cost in forward-backward passes a step, with shares of whole rows: 1 + fraction probability
+    (1 - start / total) / interval.
     """
 
     interval: int = 1  # optimizer steps from one ascent to the next
@@ -24,6 +25,17 @@ class AscentSchedule:
     probability: float = 1.0  # with which a step that is due ascends
     seed: int = 0  # of the coin
     fraction: float = 1.0  # of each micro-batch that the clean pass sees; 0 where there is none
+    rows: int = 0  # of a micro-batch, of which a share is a whole number; 0 where that is unknown
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a run of known length has no ascent."""
+        return self.total > 0 and self.ascents(self.total) == 0
+
+    @property
+    def realised_fraction(self) -> float:
+        """The fraction in whole rows of a full micro-batch, rounded up."""
+        return kept_rows(self.fraction, self.rows) / self.rows if self.rows else self.fraction
 
     @property
     def begin(self) -> int:
@@ -56,7 +68,7 @@ class AscentSchedule:
 
     def passes(self, steps: int) -> float:
         """Return the forward-backward passes over an effective batch in the first `steps`."""
-        return steps + self.fraction * self.ascents(steps)
+        return steps + self.realised_fraction * self.ascents(steps)
 
     def _is_due(self, step: int) -> bool:
         since = step - self.begin
@@ -97,6 +109,11 @@ def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSc
         if share >= SMALLEST_FRACTION and kept >= min(SMALLEST_CUT, rows):
             return replace(schedule, interval=interval, fraction=kept / rows)
     return replace(schedule, start=schedule.total)
+
+
+def kept_rows(fraction: float, rows: int) -> int:
+    """Return how many rows a share of a micro-batch has: rounded up, but for rounding errors."""
+    return math.ceil(round(fraction * rows, 9))
 
 
 def steps_of(start: float, total: int) -> int:

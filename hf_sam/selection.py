@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from torch import nn
 
 # By the name of the class, as timm and transformers have normalisation layers of their own:
-# BatchNormAct2d, RmsNorm, LlamaRMSNorm, T5LayerNorm. NormalizedLinear is none.
-IS_NORM = re.compile(r"norm(?!al)", re.IGNORECASE)
+# BatchNormAct2d, RmsNorm, LlamaRMSNorm, T5LayerNorm. NormalizedLinear, NormedEmbedding and
+# NormFreeBlock are none.
+IS_NORM = re.compile(r"norm(?!al|ed|free)", re.IGNORECASE)
 
 
 def perturbed_parameters(model: nn.Module, perturb: str) -> set[nn.Parameter] | None:
-    """Return the trainable parameters that a perturbation moves; None for all.
+    """Return the parameters that a perturbation moves while they are trained; None for all.
 
     Args:
         model: Unwrapped: names are those of its `named_modules`.
@@ -28,9 +29,8 @@ def perturbed_parameters(model: nn.Module, perturb: str) -> set[nn.Parameter] | 
         param
         for module in _modules(model, perturb)
         for param in module.parameters(recurse=perturb != "norm")
-        if param.requires_grad
     }
-    if not chosen:
+    if not any(param.requires_grad for param in chosen):
         raise ValueError(
             f"`perturb` must choose parameters that are trained, got {perturb!r}, which has none "
             "in this model: leave it out to perturb all."
@@ -39,15 +39,24 @@ def perturbed_parameters(model: nn.Module, perturb: str) -> set[nn.Parameter] | 
 
 
 def _modules(model: nn.Module, perturb: str) -> Iterator[nn.Module]:
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     if perturb == "norm":
         yield from (m for m in modules.values() if IS_NORM.search(type(m).__name__))
-    else:
-        for name in perturb.split(","):
-            if name not in modules:
-                near = difflib.get_close_matches(name, modules, n=3)
-                raise ValueError(
-                    f"`perturb` must be all, norm or names of the model's modules, got {name!r}"
-                    + (f": did you mean {' or '.join(near)}?" if near else ".")
-                )
-            yield modules[name]
+        return
+    for name in map(str.strip, perturb.split(",")):
+        if not name or name not in modules:
+            near = _near(name, [module for module in modules if module])
+            outermost = ", ".join(child for child, _ in model.named_children())
+            raise ValueError(
+                "`perturb` must be all alone, norm alone, or names of the model's modules, got "
+                f"{name!r}: "
+                + (f"did you mean {' or '.join(near)}?" if near else f"it has {outermost}.")
+            )
+        yield modules[name]
+
+
+def _near(name: str, modules: list[str]) -> list[str]:
+    """Return names of modules that are like a name, or whose last part is."""
+    last = {module.rpartition(".")[2]: module for module in reversed(modules)}
+    of_parts = [last[part] for part in difflib.get_close_matches(name, last)]
+    return difflib.get_close_matches(name, modules) or of_parts

@@ -118,17 +118,17 @@ def _why_uncut(trainer: Trainer) -> str | None:
     return None
 
 
-def _rows(trainer: Trainer) -> int:
+def rows_of(trainer: Trainer) -> int:
     """Return into how many rows the micro-batch of a device can be cut."""
     if _why_uncut(trainer):
         return 1
     loader = trainer.callback_handler.train_dataloader  # maybe not the Trainer's own
-    ranks = trainer.accelerator.num_processes
-    of_all_ranks = getattr(loader, "total_batch_size", None)  # by accelerate, if it has a sampler
-    if of_all_ranks is None:
-        shared = trainer.accelerator.split_batches  # one batch is dealt out to all ranks
-        of_all_ranks = trainer._train_batch_size * (1 if shared else ranks)
-    return max(1, of_all_ranks // ranks)
+    total = getattr(loader, "total_batch_size", None)  # by accelerate, if it has a sampler
+    if total is not None:  # of all ranks, where the sampler knows of them
+        return max(1, total // getattr(loader.batch_sampler, "num_processes", 1))
+    shared = trainer.accelerator.split_batches  # one batch is dealt out to all ranks
+    ranks = trainer.accelerator.num_processes if shared else 1
+    return max(1, trainer._train_batch_size // ranks)
 
 
 def _backend(trainer: Trainer) -> str:
@@ -153,6 +153,7 @@ def schedule_of(
         probability=method.probability,
         seed=args.seed,
         fraction=sam.ascent_fraction if method.has_clean_pass else 0.0,
+        rows=rows,
     )
     return schedule if sam.max_overhead is None else within(schedule, sam.max_overhead, rows)
 
@@ -183,18 +184,23 @@ def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
             "`max_overhead`, `rho_schedule` and an `ascent_start` below 1 need the length of a "
             "run, got a training step outside of `train()`: call that, or leave them out."
         )
-    schedule = schedule_of(trainer.args, sam, max_steps, _rows(trainer))
-    ascents = schedule.ascents(max_steps)
-    if max_steps and not ascents:
+    schedule = schedule_of(trainer.args, sam, max_steps, rows_of(trainer))
+    if schedule.is_idle and sam.max_overhead is not None:
+        logger.warning(
+            f"SAM will never be active: `max_overhead={sam.max_overhead}` pays for no ascent in "
+            f"{max_steps} optimizer steps. Raise it, or train for longer."
+        )
+    elif schedule.is_idle:
         logger.warning(
             f"SAM will never be active: it would begin at step {schedule.begin} of {max_steps}. "
-            "Lower `ascent_start`, raise `max_overhead` or the `p` of rst, or train for longer."
+            "Lower `ascent_start`, raise the `p` of rst, or train for longer."
         )
     elif sam.max_overhead is not None:
+        more = ", as SAM at every step costs 2" if sam.max_overhead > 2 else ""
         logger.warning(
             f"`max_overhead={sam.max_overhead}`: `ascent_interval` is {schedule.interval} and "
-            f"`ascent_fraction` {schedule.fraction}, for {ascents} ascents in {max_steps} "
-            "optimizer steps."
+            f"`ascent_fraction` {schedule.fraction}, for {schedule.ascents(max_steps)} ascents in "
+            f"{max_steps} optimizer steps{more}."
         )
     if sam.method == "looksam" and schedule.interval == 1:
         logger.warning(

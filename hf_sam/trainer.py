@@ -148,14 +148,13 @@ class SAMMixin(AnyTrainer):
             logs.update(self._step_log.entries(self.accelerator.gather(sums)))
             self._step_log, self._ascent.fidelity = StepLog(), None
         if "train_runtime" in logs and self.sam_arguments.rho > 0:
-            is_cut, limit = self.ascent_schedule.fraction < 1, self.sam_arguments.max_overhead
-            allowed = limit if is_cut else None
+            allowed = self.sam_arguments.max_overhead if self.ascent_schedule.fraction < 1 else None
             logs["train_overhead"] = self._overhead.of(logs["train_runtime"], allowed=allowed)
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Count the operations of all passes over `inputs`, in FLOPs."""
-        passes = 1.0 + (self._rho > 0) * self.ascent_schedule.fraction
+        passes = 1.0 + (self._rho > 0) * self.ascent_schedule.realised_fraction
         return int(passes * super().floating_point_ops(inputs))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -199,7 +198,7 @@ class SAMMixin(AnyTrainer):
 
     @property
     def gradient_evaluations(self) -> int:
-        """Forward-backward passes over an effective batch up to now; shares of one, rounded."""
+        """Forward-backward passes over an effective batch up to now, with the rho of now."""
         steps = self.state.global_step
         return round(self.ascent_schedule.passes(steps)) if self.sam_arguments.rho > 0 else steps
 
@@ -268,7 +267,8 @@ class SAMMixin(AnyTrainer):
     def _descend_from_perturbed(self, model: nn.Module, parts: Parts, window: Window) -> None:
         """Add to `p.grad` the gradients at w + epsilon of the micro-batches that share epsilon."""
         params, rho, scale = parts.trainable, self._rho, loss_scale(self, window)
-        replays, is_whole = self.sam_arguments.replay_rng, self.ascent_schedule.fraction == 1
+        is_whole = self.ascent_schedule.fraction == 1
+        replays = self.sam_arguments.replay_rng and is_whole  # of a share other masks are drawn
         group, clean_losses, clean_grad = window.take_group()
         window.kept_clean_grad = self._ascent.kept(clean_grad)
         perturbation, norm = self._ascent.from_clean_grad(params, clean_grad, rho=rho, scale=scale)

@@ -145,7 +145,10 @@ class Progress:
         label = f"[{self.count}/{self.runs}] {folder.name}"
         if is_new := not self.has_ended(options, folder):
             PartialState().print(f"\n{label}: {folder}", flush=True)
-            finish(self.plan.words(options), folder)
+            try:
+                finish(self.plan.words(options), folder)
+            except RecipeError as error:
+                raise RecipeError(f"{folder.name}: {error}") from error
             self.seconds += time.monotonic() - began
             self.spent += cost
         self.left -= cost

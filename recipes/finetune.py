@@ -103,6 +103,10 @@ def train(argv: Sequence[str]) -> RunRecord:
             metrics = trainer.evaluate()
         except BadImageError as error:
             raise RecipeError(str(error)) from error
+        except ValueError as error:
+            if trainer.state.global_step > 0:
+                raise
+            raise RecipeError(str(error)) from error  # what only the prepared model shows
         record = save(argv, data, run, trainer, metrics)
         if repo_id is not None:
             print(f"pushed to {push(output_dir, repo_id)}")

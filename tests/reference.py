@@ -102,9 +102,9 @@ class ReferenceMixin(AnyTrainer):
             finally:
                 vars(self).update(counted)
                 write(params, w)
-                if kept is None:
+                if kept is None:  # or the second pass counts, and draws for itself
                     restore(bare, buffers)
-                torch.set_rng_state(after)
+                    torch.set_rng_state(after)
             self.group = []
         if last:
             average_gradients(params)
@@ -211,7 +211,8 @@ class ReferenceMixin(AnyTrainer):
             epsilon = oracles.perturbation(g, rho=rho, p=self.sam["p"], scale=scale)
         write(params, w + epsilon)
         for inputs, items, draws, _ in self.group:
-            torch.set_rng_state(draws)
+            if self.sam["kept"] is None:
+                torch.set_rng_state(draws)
             loss, pieces = self._gradients(bare, params, inputs, items)
             self.found["perturbed"].append(loss)
             add(pieces, params)

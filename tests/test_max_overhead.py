@@ -1,18 +1,22 @@
 """`max_overhead`: what is chosen for the user costs what it may, and no more."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from cases import build, examples, llama, make_trainer, texts
 from test_share import CountExamples
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithFlattening, TrainerCallback
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import DataCollatorWithFlattening, TrainerCallback, default_data_collator
 
 from hf_sam import SAMTrainer
+from hf_sam.model_card import settings_of
 from hf_sam.overhead import Overhead
 from hf_sam.schedule import AscentSchedule, within
+from hf_sam.support import rows_of
 
 STEPS, ROWS = 20, 8  # of make_trainer
 
@@ -126,6 +130,25 @@ def test_rows_are_those_of_the_loader(tmp_path: Path) -> None:
     assert counter.examples == 2 * (STEPS + STEPS // 4)
 
 
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("shape", [list, iter])
+def test_rows_of_one_of_two_ranks(split: bool, shape: Any, tmp_path: Path) -> None:
+    """Sharded by accelerate, with and without a sampler that knows of the ranks."""
+
+    class Streamed(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(examples())
+
+    data = Streamed() if shape is iter else examples()
+    loader = prepare_data_loader(
+        DataLoader(data, batch_size=8, collate_fn=default_data_collator), num_processes=2,
+        process_index=0, split_batches=split, put_on_device=False, dispatch_batches=False,
+    )  # fmt: skip
+    trainer = make_trainer(build("mlp"), tmp_path)
+    trainer.callback_handler.train_dataloader = loader
+    assert rows_of(trainer) == len(next(iter(loader))["labels"]) == (4 if split else 8)
+
+
 def test_two_examples_at_least(tmp_path: Path) -> None:
     """Of the last micro-batch too, here of 4: BatchNorm cannot be trained on one."""
     settings = {"max_steps": -1, "num_train_epochs": 1, "max_overhead": 1.25}
@@ -150,6 +173,34 @@ def test_what_was_chosen_is_in_the_card(tmp_path: Path) -> None:
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "| `ascent_interval` | 2 |" in card and "| `ascent_fraction` | 0.375 |" in card
+
+
+@pytest.mark.parametrize("settings", [{"max_overhead": 1.01}, {"ascent_start": 4}])
+def test_a_run_without_an_ascent_has_a_card_without_sam(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings |= {"data": texts(), "dtype": torch.float32, "max_steps": 4}
+    trainer = make_trainer(llama(), tmp_path, **settings)
+    trainer.train()
+    trainer.create_model_card()
+    assert "SAM will never be active: " in caplog.text
+    assert ("pays for no ascent in 4" in caplog.text) == ("max_overhead" in settings)
+    assert "Sharpness" not in (tmp_path / "README.md").read_text()
+    assert settings_of(trainer.args, trainer.ascent_schedule)["sam"] is None
+
+
+def test_more_than_sam_costs_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(build("mlp"), tmp_path, max_overhead=25.0, max_steps=4).train()
+    assert "4 ascents in 4 optimizer steps, as SAM at every step costs 2." in caplog.text
+
+
+def test_a_step_that_fails_is_counted_whole() -> None:
+    overhead = Overhead(torch.device("cpu"))
+    with pytest.raises(RuntimeError), overhead.step():
+        with overhead.plain_pass():
+            time.sleep(0.02)
+        raise RuntimeError
+    assert 0 <= overhead._seconds < 0.01
 
 
 def test_a_share_that_takes_as_long_as_all_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

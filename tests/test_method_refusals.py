@@ -45,7 +45,11 @@ REFUSED = [
     ({"ascent_fraction": 0.0}, "`ascent_fraction` must be above 0 and at most 1, got 0.0"),
     ({"ascent_fraction": 0.5, "method": "msam"}, "`ascent_fraction` has no effect on msam"),
     ({"ascent_fraction": 0.5, "method": "gsam"}, "`ascent_fraction` must be 1 for gsam"),
-    ({"ascent_fraction": True}, "`ascent_fraction` must be above 0 and at most 1, got True"),
+    ({"ascent_fraction": True}, "`ascent_fraction` must be a number, got True"),
+    ({"ascent_fraction": "0.5"}, "`ascent_fraction` must be a number, got '0.5': write it as a"),
+    ({"ascent_start": True}, "`ascent_start` must be a number, got True"),
+    ({"max_overhead": "1.2"}, "`max_overhead` must be a number, got '1.2'"),
+    ({"rho": 0.0, "method": ["sam"]}, "`method` must be one of sam, looksam"),
     ({"replay_rng": False, "method": "s2sam"}, "`replay_rng` has no effect on s2sam"),
     ({"max_overhead": 1.0}, "`max_overhead` must be above 1, got 1.0"),
     (

@@ -1,5 +1,6 @@
 """Bad input ends in one message that says what is wrong and what to do."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from tasks import TASKS
 
 import hf_sam.vision.data
-from hf_sam import SAMConfig
+from hf_sam import SAMConfig, SAMTrainer
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,6 @@ OPTIONS: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS, ids=[o for o, _ in OPTIONS])
 def test_options(options: str, message: str, tmp_path: Path) -> None:
-    import re
-
     said = message_of(["--output_dir", str(tmp_path / "out"), *options.split()])
     assert re.search(message, said), said
 
@@ -87,12 +86,37 @@ DATA: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("written", "options", "message"), DATA, ids=[d[1] or "-" for d in DATA])
 def test_data(written: dict[str, Any], options: str, message: str, tmp_path: Path) -> None:
-    import re
-
     folder = write_parquet(tmp_path / "data", **written)
     argv = [*TINY, "--data_dir", str(folder), "--output_dir", str(tmp_path / "out")]
     said = message_of([*argv, *options.split()])
     assert re.search(message, said), said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--perturb bn", "`perturb` must be .* got 'bn': (did you mean|it has) "),
+        ("--method msam --optim_args momentum=0", "msam must find a momentum, got none in SGD"),
+        ("--method gsam --ascent_scope micro_batch --gradient_accumulation_steps 2", "be global"),
+    ],
+)
+def test_what_only_the_model_shows(options: str, message: str, data: Path, tmp_path: Path) -> None:
+    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    said = message_of([*argv, *options.split()])
+    assert re.search(message, said), said
+
+
+def test_an_error_in_mid_training_keeps_its_traceback(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        trainer.state.global_step = 3
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(SAMTrainer, "train", fails)
+    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="a fault"):
+        finetune.main(argv)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
@@ -117,8 +141,6 @@ def test_label_that_training_does_not_have(tmp_path: Path) -> None:
     ],
 )
 def test_unusable_labels(labels: list[Any], feature: Any, message: str, tmp_path: Path) -> None:
-    import re
-
     features = datasets.Features({"image": datasets.Image(), "label": feature})
     rows = datasets.Dataset.from_dict({"image": pictures(4), "label": labels}, features=features)
     for split in ("train", "test"):
@@ -258,5 +280,5 @@ def test_unreadable_hub_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         raise ConnectionError("first\nsecond")
 
     monkeypatch.setattr(hf_sam.vision.data.datasets, "load_dataset", fail)
-    with pytest.raises(ValueError, match="ConnectionError: first Without a network use"):
+    with pytest.raises(ValueError, match="ConnectionError: first. Without a network use"):
         hf_sam.vision.data.load_hub("a/b")

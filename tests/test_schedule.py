@@ -10,11 +10,13 @@ import oracles
 import pytest
 import scenarios
 import timm
+import torch
 from cases import SIZES, TEXT_SIZES, build, llama, make_trainer, t5
 from observers import fingerprint
 from scenarios import PLAIN
 from test_oracle import FLOAT64, STEPS, errors
 from torch import nn
+from transformers import TrainerCallback
 
 from hf_sam import SAMConfig
 from hf_sam.schedule import AscentSchedule, steps_of
@@ -174,6 +176,7 @@ NORMS = [
     ("test_vit", r".*norm\d?\.(weight|bias)"),
     ("test_convnext", r".*(norm|stem\.1|downsample\.0)\.(weight|bias)"),
     ("test_nfnet", None),
+    ("dm_nfnet_f0", None),  # whose NormFreeBlock has a gain of its own
 ]
 
 
@@ -197,19 +200,57 @@ def test_normalisation_layers_of_transformers(make: Callable[[], nn.Module]) -> 
     assert named(model, "norm") == expected != set()
 
 
-def test_frozen_parameters_are_not_chosen() -> None:
+def test_something_that_is_trained_must_be_chosen() -> None:
     model = build("batch_norm")
     model.body[1].bias.requires_grad_(False)
-    assert named(model, "norm") == {"body.1.weight"}
+    assert named(model, "norm") == {"body.1.weight", "body.1.bias"}
     model.body[1].weight.requires_grad_(False)
     with pytest.raises(ValueError, match="`perturb` must choose parameters that are trained"):
         perturbed_parameters(model, "norm")
 
 
-def test_unknown_modules_are_named_with_what_is_near(tmp_path: Path) -> None:
-    trainer = make_trainer(build("mlp"), tmp_path, perturb="bdy.0")
-    with pytest.raises(ValueError, match="got 'bdy.0': did you mean body.0"):
+@pytest.mark.parametrize("perturb", ["all", "norm", "body.1"])
+def test_what_is_trained_later_is_perturbed_from_then_on(perturb: str, tmp_path: Path) -> None:
+    class Unfreeze(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            bias.requires_grad_(state.global_step >= 5)
+
+    model = build("batch_norm")
+    bias, seen = model.body[1].bias, []
+    model.register_forward_pre_hook(lambda *_: seen.append(bias.detach().clone()))
+    trainer = make_trainer(model, tmp_path, perturb=perturb, max_steps=10)
+    trainer.add_callback(Unfreeze())
+    trainer.train()
+    passes = zip(seen[::2], seen[1::2], strict=True)
+    moved = [not torch.equal(clean, perturbed) for clean, perturbed in passes]
+    assert moved == [False] * 5 + [True] * 5
+
+
+def test_names_of_modules_may_be_spaced() -> None:
+    model = build("mlp")
+    assert named(model, "body.0, body.2") == named(model, "body")
+    assert named(model, "body.2") == {"body.2.weight", "body.2.bias"}
+
+
+@pytest.mark.parametrize(
+    ("perturb", "message"),
+    [
+        ("bdy.0", "got 'bdy.0': did you mean body.0"),
+        ("body.0,", "got '': it has body."),
+        ("norm,body.0", "norm alone, or names of the model's modules, got 'norm'"),
+    ],
+)
+def test_unknown_modules_are_named_with_what_is_near(
+    perturb: str, message: str, tmp_path: Path
+) -> None:
+    trainer = make_trainer(build("mlp"), tmp_path, perturb=perturb)
+    with pytest.raises(ValueError, match=re.escape(message)):
         trainer.train()
+
+
+def test_a_module_is_found_by_the_last_part_of_its_name() -> None:
+    with pytest.raises(ValueError, match="got 'bn1': did you mean stem.bn1 or"):
+        perturbed_parameters(nn.ModuleDict({"stem": timm.create_model("mobilenetv2_035")}), "bn1")
 
 
 REFUSED = [

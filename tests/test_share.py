@@ -1,6 +1,8 @@
 """`ascent_fraction`: the clean pass on a share of the micro-batch."""
 
 import copy
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import torch
 from cases import (
     Recorder,
     build,
+    examples,
     llama,
     make_trainer,
     texts,
 )
 from test_methods import RHO, momentum
 from test_oracle import LR, STEPS
+from torch import nn
+from torch.utils.data import DataLoader
 
 from hf_sam.share import first_examples
 
@@ -45,7 +50,7 @@ def test_a_share_of_the_micro_batch_ascends(
         w = oracles.sgd(w, g, state, lr=LR, momentum=0.9)
     torch.testing.assert_close(oracles.flat_weights(model), w, rtol=0, atol=1e-10)
     assert counter.examples == STEPS * accumulation * (8 + kept)
-    assert trainer.gradient_evaluations == STEPS + round(STEPS * fraction)
+    assert trainer.gradient_evaluations == STEPS + round(STEPS * kept / 8)
 
 
 class CountExamples:
@@ -100,6 +105,68 @@ def test_rows_that_are_no_examples_are_refused() -> None:
         first_examples(patches, 0.5)
     shared = {"labels": torch.zeros(4, 9), "position_ids": torch.zeros(1, 9)}
     assert first_examples(shared, 0.5)["position_ids"].shape == (1, 9)
+
+
+@pytest.mark.parametrize("inner", [{"x": torch.zeros(8, 2)}, (torch.zeros(8, 2),) * 2])
+def test_examples_within_another_input_are_refused(inner: Any) -> None:
+    with pytest.raises(ValueError, match="got some of a row for each example inside `inner`"):
+        first_examples({"inner": inner, "labels": torch.zeros(8)}, 0.5)
+    boxes = {"labels": [torch.zeros(8, 4)] * 8, "x": torch.zeros(8, 2)}  # one entry an example
+    assert len(first_examples(boxes, 0.5)["labels"]) == 4
+
+
+class Masked(nn.Module):
+    """0 / 0 of no labels at all, as where -100 is masked by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = build("mlp").body
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        mask = labels.ne(-100)
+        losses = nn.functional.cross_entropy(self.body(x), labels, reduction="none")
+        return {"loss": (losses * mask).sum() / mask.sum()}
+
+
+def test_examples_without_labels_come_last(tmp_path: Path) -> None:
+    data = examples()
+    for i, row in enumerate(data):
+        row["labels"] = torch.tensor(-100) if i % 8 < 5 else row["labels"]
+    model, recorder = Masked(), Recorder()
+    gradient = oracles.flat_gradient(copy.deepcopy(model))
+    w, state = oracles.flat_weights(model), {}
+    settings = {"rho": RHO, "ascent_fraction": 0.25, **momentum("sgd")}
+    trainer = make_trainer(model, tmp_path, data=data, recorder=recorder, **settings)
+    trainer.get_train_dataloader = lambda: trainer.accelerator.prepare(
+        DataLoader(data, batch_size=8, collate_fn=recorder)
+    )
+    trainer.train()
+    for batch in recorder.batches[:STEPS]:
+        g = gradient(w, {name: rows[5:7] for name, rows in batch.items()})
+        w = oracles.sgd(w, gradient(w + RHO * oracles.unit(g), batch), state, lr=LR, momentum=0.9)
+    torch.testing.assert_close(oracles.flat_weights(model), w, rtol=0, atol=1e-10)
+
+
+def test_masks_of_a_step_are_not_those_of_the_next(tmp_path: Path) -> None:
+    masks: list[torch.Tensor] = []
+    model = build("dropout")
+    model.body[3].p = 0.5
+    model.body[3].register_forward_hook(lambda _, args, out: masks.append(out.eq(0).flatten()))
+    make_trainer(model, tmp_path, ascent_fraction=0.25, rho=RHO).train()
+    descents = [mask for mask in masks if len(mask) == 8 * 12]
+    assert len(descents) == STEPS
+    for mask, following in itertools.pairwise(descents):
+        shared = (mask[2 * 12 :] == following[: 6 * 12]).double().mean()
+        assert shared < 0.9, "72 independent draws agree on half of them, with 6 % of deviation"
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(43, 0.25), (16, 0.125)])
+def test_batch_norm_has_two_examples(count: int, fraction: float, tmp_path: Path) -> None:
+    model = build("batch_norm")
+    counter = CountExamples(model)
+    settings = {"max_steps": -1, "num_train_epochs": 1, "ascent_fraction": fraction}
+    make_trainer(model, tmp_path, data=examples(count=count), **settings).train()
+    assert counter.examples == count + 2 * math.ceil(count / 8)
 
 
 def test_examples_must_be_found() -> None:

@@ -17,6 +17,9 @@ class LESAM(Method):
     largest radius. `rho_schedule` lowers sigma and rho by the same factor (the paper lowers sigma
     alone, along a cosine, over its last epochs).
 
+    Under accumulation the radius is too small by the number of micro-batches for a model that
+    accepts `num_items_in_batch` and ignores it (BERT, T5), as the Trainer does not divide its loss.
+
     Cost: two forward-backward passes where it ascends.
     """
 

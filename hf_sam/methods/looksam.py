@@ -18,7 +18,8 @@ class LookSAM(Method):
 
     Its k is `ascent_interval`. At an ascent the part of the perturbed gradient orthogonal to the
     clean one is kept, g_v; at the steps between, it is added, scaled to the gradient of that step.
-    (The paper scales each layer by its own norms in LookLayerSAM, which is not built.)
+    (The paper scales each layer by its own norms in LookLayerSAM, which is not built.) A parameter
+    that g_v has known gets a gradient between the ascents also where the batch does not use it.
 
     Cost: 1 + 1/k forward-backward passes a step; one copy of the gradient at an ascent, and one
     that is kept.

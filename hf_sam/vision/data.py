@@ -48,7 +48,7 @@ def load_hub(
         return datasets.load_dataset(hub_id, revision=revision, data_files=data_files)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"data set `{hub_id}` cannot be loaded from the Hub: {first_line(error)} "
+            f"data set `{hub_id}` cannot be loaded from the Hub: {first_line(error).rstrip('.')}. "
             "Without a network use `--data_dir DIR` (parquet files or an image folder), or "
             "`--dataset digits`, which is bundled."
         ) from error
