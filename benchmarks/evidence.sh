@@ -16,16 +16,19 @@ BIRDS=recipes/cub200_first50/mobilenetv2_035.yaml
 # What the first comparison has chosen for each arm, for those that do not choose anew.
 FOUND="--learning_rate 0.02 --arm sam learning_rate=0.04 rho=0.1"
 
-# What SAM's gain may cost: four trials for each arm; five seeds for base, base_2x, sam and fraction.
-METHODS="--sweep learning_rate=0.02,0.04 rho=0.1,0.2
-    base:learning_rate=0.01,0.02,0.04,0.08 base_2x:learning_rate=0.01,0.02,0.04,0.08 norm:rho=0.5,1
-    --arm interval2 ascent_interval=2 seeds=3 --arm interval5 ascent_interval=5 seeds=3
+# What SAM's gain may cost: four trials for each arm, where the method's sources have a larger rho of
+# larger ones (SAM-ON ten times, MSAM's official code 3 where SAM has 0.2).
+METHODS="--sweep learning_rate=0.02,0.04 rho=0.1,0.2 norm:rho=0.5,1 msam:rho=1,3
+    base:learning_rate=0.01,0.02,0.04,0.08 base_2x:learning_rate=0.01,0.02,0.04,0.08
+    --arm interval2 ascent_interval=2 seeds=5 --arm interval5 ascent_interval=5 seeds=3
     --arm late ascent_start=0.8 seeds=3 --arm fraction ascent_fraction=0.25 seeds=5
     --arm looksam method=looksam ascent_interval=5 seeds=3 --arm msam method=msam seeds=3
     --arm gsam method=gsam seeds=3 --arm norm perturb=norm seeds=3"
-# Two ways to spend 1.125 times the base optimizer's cost, for the rule of max_overhead.
-SMALL_SHARES="--arm eighth ascent_fraction=0.125 seeds=3
-    --arm quarter2 ascent_fraction=0.25 ascent_interval=2 seeds=3"
+# Two ways to spend 1.125 times the base optimizer's cost, for the rule of max_overhead; MSAM with the
+# rho of the others.
+MORE_METHODS="--arm eighth ascent_fraction=0.125 seeds=3
+    --arm quarter2 ascent_fraction=0.25 ascent_interval=2 seeds=3
+    --arm msam_small method=msam seeds=3"
 
 run() { # name, options of compare.py
     mkdir -p "runs/$1" "model_cards/records/$1"
@@ -94,7 +97,7 @@ for name in "${@:-sgd sgd3 adamw food noise40 noise80 m frontier clean no_norm f
         --arms base sam --sweep sam:rho=0.05,0.1,0.2 ;;
     flat_no_norm) flatness cifar10-no_norm data/cifar10_jpeg --max_train_samples 5000 \
         --examples 256 --batch_size 64 ;;
-    frontier) run cub200_first50-frontier --seeds 5 --label_noise 0.4 $METHODS $SMALL_SHARES ;;
+    frontier) run cub200_first50-frontier --seeds 5 --label_noise 0.4 $METHODS $MORE_METHODS ;;
     clean) mkdir -p runs/cub200_first50-clean # some of whose trials were made for sgd
         cp -rn model_cards/records/cub200_first50-sgd/sweep runs/cub200_first50-clean
         run cub200_first50-clean --seeds 5 $METHODS ;;
