@@ -97,7 +97,7 @@ def _first_rows(labels: Any, size: int, kept: int) -> Tensor | slice:
     """Return which rows are kept, without synchronising with the host."""
     if not isinstance(labels, Tensor) or labels.ndim == 0 or labels.is_floating_point():
         return slice(kept)
-    is_unlabelled = labels.eq(-100).reshape(size, -1).all(dim=1)
+    is_unlabelled = labels.eq(-100).reshape(size, labels.numel() // size).all(dim=1)
     return is_unlabelled.int().argsort(stable=True)[:kept]
 
 
