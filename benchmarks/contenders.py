@@ -170,7 +170,7 @@ def two_step_in_trainer(work: Workload) -> Step:
 
 
 def shortest_step(work: Workload) -> Step:
-    """Return SAM's arithmetic alone, each operation one call for all tensors, in a plain loop."""
+    """Return SAM's arithmetic alone in a plain loop, for all tensors at once where torch can."""
     optimizer, params = work.optimizer(), list(work.model.parameters())
 
     def step() -> None:

@@ -122,7 +122,7 @@ class SAMArguments:
         default=True,
         metadata={
             "help": "Draw the same dropout and drop-path masks in both passes, as the paper's "
-            "code does."
+            "code does; not where the first is on a share."
         },
     )
 
@@ -161,7 +161,8 @@ class SAMArguments:
         for name in NUMBERS:
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number and (name, value) != ("max_overhead", None):
+            is_unset = name == "max_overhead" and value is None
+            if not (is_number or is_unset):
                 raise ValueError(f"`{name}` must be a number, got {value!r}: write it as a float.")
         for name in ("adaptive", "replay_rng", "allow_rounded_perturbation"):
             value = getattr(self, name)
@@ -203,7 +204,7 @@ class SAMArguments:
             )
 
     def _require_valid_method(self) -> None:
-        if self.rho == 0 and self.method in list(METHODS):
+        if self.rho == 0 and self.method in [*METHODS]:  # a list: it may be unhashable
             return  # nothing of it has an effect, and the base optimizer's arms share options
         method, fraction, limit = self.chosen_method, self.ascent_fraction, self.max_overhead
         if not 0 < fraction <= 1:

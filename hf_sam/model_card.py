@@ -221,7 +221,7 @@ def sam_section(settings: Mapping[str, Any]) -> str:
 
 
 def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> None:
-    """Add SAM's tags and section to a model card file, unless the run never ascended.
+    """Add SAM's tags and section to a model card file, unless its schedule has no ascent.
 
     Args:
         path: The card, as the Trainer wrote it.

@@ -17,7 +17,7 @@ class Parts:
     """A model's modules and parameters. Walking through it takes as long as a small pass."""
 
     params: dict[str, nn.Parameter]  # all, by the names they have in the bare model
-    trainable: dict[str, nn.Parameter]  # those that are trained at this step
+    trainable: dict[str, nn.Parameter]  # by `at_this_step`
     devices: set[torch.device]  # that parameters lie on
     ddp: DistributedDataParallel | None
     before_window: Buffers  # remembered for an exception
@@ -35,6 +35,11 @@ class Parts:
         modules = list(model.modules())
         devices = {param.device for param in params.values()}
         return cls(params, {}, devices, wrapper_in(modules), Buffers(modules), Buffers(modules))
+
+    def at_this_step(self) -> Self:
+        """Return them with what is trained now: parameters may be frozen and thawed."""
+        trainable = {name: param for name, param in self.params.items() if param.requires_grad}
+        return replace(self, trainable=trainable)
 
 
 class Walk:
@@ -65,9 +70,7 @@ class Walk:
             bare = accelerator.unwrap_model(model, keep_torch_compile=False)
             self._parts, self._modules = Parts.of(model, bare), list(model.modules())
             self._ids = self._ids_of(model, optimized)
-        params = self._parts.params
-        trainable = {name: param for name, param in params.items() if param.requires_grad}
-        return replace(self._parts, trainable=trainable)
+        return self._parts.at_this_step()
 
     def _ids_of(self, model: nn.Module, optimized: list[Tensor]) -> list[int]:
         """Say what the parts depend on, more quickly than `model.modules()` finds them."""

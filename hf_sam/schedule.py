@@ -25,7 +25,8 @@ class AscentSchedule:
     probability: float = 1.0  # with which a step that is due ascends
     seed: int = 0  # of the coin
     fraction: float = 1.0  # of each micro-batch that the clean pass sees; 0 where there is none
-    rows: int = 0  # of a micro-batch, of which a share is a whole number; 0 where that is unknown
+    rows: int = 0  # of a full micro-batch; 0 where that is unknown
+    least: int = 1  # rows of a share
 
     @property
     def is_idle(self) -> bool:
@@ -34,8 +35,14 @@ class AscentSchedule:
 
     @property
     def realised_fraction(self) -> float:
-        """The fraction in whole rows of a full micro-batch, rounded up."""
-        return kept_rows(self.fraction, self.rows) / self.rows if self.rows else self.fraction
+        """The fraction in whole rows of a full micro-batch."""
+        if self.rows == 0 or self.fraction == 0:
+            return self.fraction
+        return min(self.rows, self.kept(self.rows)) / self.rows
+
+    def kept(self, rows: int) -> int:
+        """Return how many rows of a micro-batch's the clean pass sees: a share is rounded up."""
+        return max(self.least, math.ceil(round(self.fraction * rows, 9)))
 
     @property
     def begin(self) -> int:
@@ -109,11 +116,6 @@ def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSc
         if share >= SMALLEST_FRACTION and kept >= min(SMALLEST_CUT, rows):
             return replace(schedule, interval=interval, fraction=kept / rows)
     return replace(schedule, start=schedule.total)
-
-
-def kept_rows(fraction: float, rows: int) -> int:
-    """Return how many rows a share of a micro-batch has: rounded up, but for rounding errors."""
-    return math.ceil(round(fraction * rows, 9))
 
 
 def steps_of(start: float, total: int) -> int:

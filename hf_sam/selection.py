@@ -46,7 +46,7 @@ def _modules(model: nn.Module, perturb: str) -> Iterator[nn.Module]:
     for name in map(str.strip, perturb.split(",")):
         if not name or name not in modules:
             near = _near(name, [module for module in modules if module])
-            outermost = ", ".join(child for child, _ in model.named_children())
+            outermost = ", ".join(child for child, _ in model.named_children()) or "no modules"
             raise ValueError(
                 "`perturb` must be all alone, norm alone, or names of the model's modules, got "
                 f"{name!r}: "

@@ -3,6 +3,8 @@
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import BatchSampler
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_sagemaker_mp_enabled, logging
@@ -14,7 +16,7 @@ from .distributed import (
     require_supported_backend,
     require_supported_model,
 )
-from .schedule import AscentSchedule, steps_of, within
+from .schedule import SMALLEST_CUT, AscentSchedule, steps_of, within
 
 logger = logging.get_logger(__name__)
 
@@ -125,10 +127,17 @@ def rows_of(trainer: Trainer) -> int:
     loader = trainer.callback_handler.train_dataloader  # maybe not the Trainer's own
     total = getattr(loader, "total_batch_size", None)  # by accelerate, if it has a sampler
     if total is not None:  # of all ranks, where the sampler knows of them
-        return max(1, total // getattr(loader.batch_sampler, "num_processes", 1))
+        own = loader.sampler if isinstance(loader.sampler, BatchSampler) else loader.batch_sampler
+        return max(1, total // getattr(own, "num_processes", 1))
     shared = trainer.accelerator.split_batches  # one batch is dealt out to all ranks
     ranks = trainer.accelerator.num_processes if shared else 1
     return max(1, trainer._train_batch_size // ranks)
+
+
+def _least_rows(trainer: Trainer, sam: SAMArguments) -> int:
+    """Return how many rows a share must have: two for BatchNorm, or if the user chose none."""
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in trainer.model.modules())
+    return SMALLEST_CUT if sam.max_overhead is not None or has_batch_norm else 1
 
 
 def _backend(trainer: Trainer) -> str:
@@ -140,9 +149,12 @@ def _backend(trainer: Trainer) -> str:
 
 
 def schedule_of(
-    args: TrainingArguments, sam: SAMArguments, max_steps: int, rows: int
+    args: TrainingArguments, sam: SAMArguments, max_steps: int, *, rows: int, least: int
 ) -> AscentSchedule:
-    """Return when a run of `max_steps` optimizer steps ascends, with micro-batches of `rows`."""
+    """Return when a run of `max_steps` optimizer steps ascends, with micro-batches of `rows`.
+
+    A share of one has at least `least` rows.
+    """
     method = sam.chosen_method
     schedule = AscentSchedule(
         interval=sam.ascent_interval,
@@ -154,6 +166,7 @@ def schedule_of(
         seed=args.seed,
         fraction=sam.ascent_fraction if method.has_clean_pass else 0.0,
         rows=rows,
+        least=least,
     )
     return schedule if sam.max_overhead is None else within(schedule, sam.max_overhead, rows)
 
@@ -163,12 +176,13 @@ def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
 
     Args:
         args: The run's; without SAM's fields the passes are the base optimizer's.
-        steps: Of the run. They matter where shares of a run are rounded to steps.
+        steps: Of the run. They matter where shares of a run are rounded to steps. (Of BatchNorm,
+            for which shares are rounded up to two rows, nothing is known here.)
     """
     rows = args.train_batch_size
     if not isinstance(args, SAMArguments) or args.rho == 0:
         return 1.0
-    return schedule_of(args, args, steps, rows).passes(steps) / steps
+    return schedule_of(args, args, steps, rows=rows, least=1).passes(steps) / steps
 
 
 def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
@@ -184,16 +198,12 @@ def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
             "`max_overhead`, `rho_schedule` and an `ascent_start` below 1 need the length of a "
             "run, got a training step outside of `train()`: call that, or leave them out."
         )
-    schedule = schedule_of(trainer.args, sam, max_steps, rows_of(trainer))
-    if schedule.is_idle and sam.max_overhead is not None:
+    rows, least = rows_of(trainer), _least_rows(trainer, sam)
+    schedule = schedule_of(trainer.args, sam, max_steps, rows=rows, least=least)
+    if schedule.is_idle:
         logger.warning(
-            f"SAM will never be active: `max_overhead={sam.max_overhead}` pays for no ascent in "
-            f"{max_steps} optimizer steps. Raise it, or train for longer."
-        )
-    elif schedule.is_idle:
-        logger.warning(
-            f"SAM will never be active: it would begin at step {schedule.begin} of {max_steps}. "
-            "Lower `ascent_start`, raise the `p` of rst, or train for longer."
+            f"SAM will never be active in {max_steps} optimizer steps: {_why_idle(schedule, sam)}, "
+            "or train for longer."
         )
     elif sam.max_overhead is not None:
         more = ", as SAM at every step costs 2" if sam.max_overhead > 2 else ""
@@ -208,3 +218,15 @@ def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
             "the paper's setting."
         )
     return schedule
+
+
+def _why_idle(schedule: AscentSchedule, sam: SAMArguments) -> str:
+    waits = schedule.shape != "constant" and schedule.warmup >= schedule.total
+    if sam.max_overhead is not None and not waits:
+        return f"`max_overhead={sam.max_overhead}` pays for no ascent; raise it"
+    if schedule.begin >= schedule.total:
+        return (
+            f"it would begin at step {schedule.begin}; lower `ascent_start`, or `warmup_steps` "
+            "beside a `rho_schedule`"
+        )
+    return "no coin falls for it; raise the `p` of rst"

@@ -241,7 +241,7 @@ class SAMMixin(AnyTrainer):
         """Add a micro-batch's gradient at w to the window's, and return its loss."""
         params, is_global = parts.trainable, window.scope == "global"
         is_whole = self.ascent_schedule.fraction == 1
-        share = share_of(self, micro_batch, self.ascent_schedule.fraction)
+        share = share_of(self, micro_batch, self.ascent_schedule)
         if is_global:
             leave_buckets(params.values())
         if not is_whole:

@@ -13,7 +13,7 @@ Vector = Sequence[Tensor | None]
 # The smallest norm that is divided by: a zero gradient gives a zero perturbation.
 NORM_FLOOR = 1e-12
 
-# A norm copies tensors of up to so many entries into one: that is quicker than a launch for each.
+# A norm copies tensors of up to so many entries into one: on a CPU that is quicker than many calls.
 PACKED = 1024
 
 
@@ -122,8 +122,7 @@ def _norm(tensors: list[Tensor], order: float) -> Tensor:
     if not filled:
         return torch.zeros((), dtype=dtype, device=tensors[0].device)
     small = [tensor.flatten() for tensor in filled if tensor.numel() <= PACKED]
-    groups = [tensor for tensor in filled if tensor.numel() > PACKED]
-    if small:
-        groups.append(torch.cat(small))
-    norms = torch._foreach_norm(groups, order, dtype=dtype)
+    large = [tensor for tensor in filled if tensor.numel() > PACKED]
+    packed = [torch.cat(small)] if small else []
+    norms = torch._foreach_norm(large + packed, order, dtype=dtype)
     return torch.linalg.vector_norm(torch.stack(norms), order)

@@ -18,7 +18,7 @@ from loading import load_splits, model_source, task_of
 from options import parse_options
 from record import Run, describe
 from resolved import as_yaml
-from stopwatch import Stopwatch
+from stopwatch import Stopwatch, stopwatch_of
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -104,7 +104,7 @@ def train(argv: Sequence[str]) -> RunRecord:
         except BadImageError as error:
             raise RecipeError(str(error)) from error
         except ValueError as error:
-            if trainer.state.global_step > 0:
+            if stopwatch_of(trainer).has_begun:
                 raise
             raise RecipeError(str(error)) from error  # what only the prepared model shows
         record = save(argv, data, run, trainer, metrics)

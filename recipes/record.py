@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from fields import DataOptions
 from hub import OF_THE_HUB
-from stopwatch import Stopwatch
+from stopwatch import stopwatch_of
 from tasks import Task
 from words import without_options
 
@@ -43,8 +43,6 @@ def describe(
     local = Path(source.name).exists()
     base = Path(source.name).name
     is_hub = source.own_weights and not local
-    callbacks = trainer.callback_handler.callbacks  # resuming replaces the one that was passed
-    stopwatch = next(c for c in callbacks if isinstance(c, Stopwatch))
     return RunRecord(
         dataset=data.dataset or (Path(data.data_dir).name if data.data_dir else "digits"),
         dataset_id=None if data.data_dir else run.task.hub_id,
@@ -59,7 +57,7 @@ def describe(
         command=command_of("finetune.py", argv),
         metrics={name: metrics[name] for name in ("eval_loss", *METRICS)},
         gradient_evaluations=trainer.gradient_evaluations,
-        seconds=round(stopwatch.seconds, 1),
+        seconds=round(stopwatch_of(trainer).seconds, 1),
         data_options=_chosen(data),
         data_license=run.task.license,
         weights_license=_license(source),

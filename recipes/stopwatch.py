@@ -3,7 +3,13 @@
 import time
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 
 
@@ -14,6 +20,7 @@ class Stopwatch(TrainerCallback, ExportableState):
         """Start from nothing."""
         self.before = 0.0  # seconds until the run was last resumed
         self.started: float | None = None
+        self.has_begun = False  # this process to train
 
     @property
     def seconds(self) -> float:
@@ -24,7 +31,7 @@ class Stopwatch(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start."""
-        self.started = time.monotonic()
+        self.started, self.has_begun = time.monotonic(), True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -35,3 +42,8 @@ class Stopwatch(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
         return {"args": {}, "attributes": {"before": self.seconds}}
+
+
+def stopwatch_of(trainer: Trainer) -> Stopwatch:
+    """Return a Trainer's: resuming replaces the one that was passed."""
+    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, Stopwatch))

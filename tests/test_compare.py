@@ -12,7 +12,7 @@ from typing import Any
 import compare
 import pytest
 from comparison import Comparison, Trial, comparison_table
-from images import write_parquet
+from images import TINY, write_parquet
 from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
 from plan import Arm, parse_plan
 from plots import plot_comparison
@@ -130,6 +130,12 @@ def test_what_is_written(straight: Path) -> None:
     assert (straight / "comparison.png").stat().st_size > 5000
     held_out = json.loads((straight / "sweep" / "sam-rho=0.1-seed0" / "run.json").read_text())
     assert (held_out["train_examples"], held_out["eval_examples"]) == (7, 1)
+
+
+def test_a_run_that_is_refused_is_named(data: Path, tmp_path: Path) -> None:
+    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="compare.py: layers-seed0: `perturb` must be all alone"):
+        compare.main([*argv, "--seeds", "1", "--arm", "layers", "perturb=x9", "--arms", "layers"])
 
 
 def test_runs_shorter_than_their_clock_are_plotted(straight: Path, tmp_path: Path) -> None:

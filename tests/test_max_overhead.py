@@ -132,7 +132,9 @@ def test_rows_are_those_of_the_loader(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("shape", [list, iter])
-def test_rows_of_one_of_two_ranks(split: bool, shape: Any, tmp_path: Path) -> None:
+def test_rows_of_one_of_two_ranks(
+    split: bool, shape: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sharded by accelerate, with and without a sampler that knows of the ranks."""
 
     class Streamed(IterableDataset):
@@ -145,6 +147,7 @@ def test_rows_of_one_of_two_ranks(split: bool, shape: Any, tmp_path: Path) -> No
         process_index=0, split_batches=split, put_on_device=False, dispatch_batches=False,
     )  # fmt: skip
     trainer = make_trainer(build("mlp"), tmp_path)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
     trainer.callback_handler.train_dataloader = loader
     assert rows_of(trainer) == len(next(iter(loader))["labels"]) == (4 if split else 8)
 
@@ -175,16 +178,27 @@ def test_what_was_chosen_is_in_the_card(tmp_path: Path) -> None:
     assert "| `ascent_interval` | 2 |" in card and "| `ascent_fraction` | 0.375 |" in card
 
 
-@pytest.mark.parametrize("settings", [{"max_overhead": 1.01}, {"ascent_start": 4}])
-def test_a_run_without_an_ascent_has_a_card_without_sam(
-    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+IDLE = [
+    ({"max_overhead": 1.01}, "`max_overhead=1.01` pays for no ascent; raise it"),
+    ({"ascent_start": 4}, "begin at step 4; lower `ascent_start`"),
+    (
+        {"max_overhead": 2.0, "rho_schedule": "linear", "warmup_steps": 9},
+        "or `warmup_steps` beside a `rho_schedule`",
+    ),
+    ({"method": "rst", "method_args": "p=0"}, "no coin falls for it; raise the `p`"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), IDLE, ids=[str(s) for s, _ in IDLE])
+def test_a_run_without_an_ascent_says_so_and_has_a_card_without_sam(
+    settings: dict[str, Any], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings |= {"data": texts(), "dtype": torch.float32, "max_steps": 4}
+    settings = {**settings, "data": texts(), "dtype": torch.float32, "max_steps": 4}
     trainer = make_trainer(llama(), tmp_path, **settings)
     trainer.train()
     trainer.create_model_card()
-    assert "SAM will never be active: " in caplog.text
-    assert ("pays for no ascent in 4" in caplog.text) == ("max_overhead" in settings)
+    assert "SAM will never be active in 4 optimizer steps: " in caplog.text
+    assert message in caplog.text
     assert "Sharpness" not in (tmp_path / "README.md").read_text()
     assert settings_of(trainer.args, trainer.ascent_schedule)["sam"] is None
 

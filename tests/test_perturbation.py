@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import NORM_FLOOR, compute_perturbation, perturbed, take_gradients
+from hf_sam.vectors import gradient_norm
 
 NORMS = [1.01, 1.5, 2.0, 3.0, 20.0, math.inf]
 Parameters = dict[str, Tensor]
@@ -46,6 +47,19 @@ def test_equals_the_paper(p: float, adaptive: bool, factor: float) -> None:
     )
     # float64; |x|^q with q = 101 multiplies the rounding error of the logarithm by 101
     torch.testing.assert_close(flat(computed), expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, 3.0, math.inf])
+def test_norm_of_all_sizes_and_dtypes(order: float) -> None:
+    torch.manual_seed(0)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    tensors = [100 * torch.randn(n).to(dtype) for n in (0, 1, 9, 3000) for dtype in dtypes]
+    tensors.append(torch.randn(7, 5, 40, 2).to(memory_format=torch.channels_last))
+    expected = torch.linalg.vector_norm(flat(tensors), order)
+    norm = gradient_norm([None, *tensors])
+    assert gradient_norm(tensors, order).dtype == norm.dtype == torch.float32
+    # accumulated in float32 over 20,000 entries
+    torch.testing.assert_close(gradient_norm(tensors, order).double(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -46,7 +46,7 @@ def cost_table() -> str:
     remark = (
         f"On the tiny tensors two training steps of the plain Trainer take {plain:.2f} times two "
         f"bare passes, the loop as davda54/sam around them {loop:.2f} times, and SAM's arithmetic "
-        f"alone, each operation one call for all tensors, in a bare loop {alone:.2f} times. "
+        f"alone in a bare loop {alone:.2f} times. "
         f"{facts['threads']} threads, torch {facts['torch']}, {facts['date']}."
     )
     return "\n".join([*table, "", remark])

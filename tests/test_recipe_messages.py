@@ -106,14 +106,23 @@ def test_what_only_the_model_shows(options: str, message: str, data: Path, tmp_p
     assert re.search(message, said), said
 
 
+def test_what_only_the_model_shows_when_resuming(data: Path, tmp_path: Path) -> None:
+    words = ["--method", "looksam", "--save_strategy", "steps", "--save_steps", "1"]
+    finetune_on(data, tmp_path / "out", *words)
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-1")
+    (checkpoint / "sam_memory.safetensors").write_bytes(b"junk")
+    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "new"), *words]
+    said = message_of([*argv, "--max_steps", "3", "--resume_from_checkpoint", str(checkpoint)])
+    assert "must be a file of safetensors" in said
+
+
 def test_an_error_in_mid_training_keeps_its_traceback(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(trainer: Any, *args: Any, **kwargs: Any) -> None:
-        trainer.state.global_step = 3
+    def fails(*args: Any, **kwargs: Any) -> None:
         raise ValueError("a fault")
 
-    monkeypatch.setattr(SAMTrainer, "train", fails)
+    monkeypatch.setattr(SAMTrainer, "training_step", fails)
     argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(ValueError, match="a fault"):
         finetune.main(argv)
