@@ -23,7 +23,7 @@ METHODS="--sweep learning_rate=0.02,0.04 rho=0.1,0.2 norm:rho=0.5,1 msam:rho=1,3
     --arm interval2 ascent_interval=2 seeds=5 --arm interval5 ascent_interval=5 seeds=3
     --arm late ascent_start=0.8 seeds=3 --arm fraction ascent_fraction=0.25 seeds=5
     --arm looksam method=looksam ascent_interval=5 seeds=3 --arm msam method=msam seeds=3
-    --arm gsam method=gsam seeds=3 --arm norm perturb=norm seeds=3"
+    --arm gsam method=gsam seeds=5 --arm norm perturb=norm seeds=3"
 # Two ways to spend 1.125 times the base optimizer's cost, for the rule of max_overhead; MSAM with the
 # rho of the others.
 MORE_METHODS="--arm eighth ascent_fraction=0.125 seeds=3
