@@ -204,7 +204,7 @@ class SAMArguments:
             )
 
     def _require_valid_method(self) -> None:
-        if self.rho == 0 and self.method in [*METHODS]:  # a list: it may be unhashable
+        if self.rho == 0 and isinstance(self.method, str) and self.method in METHODS:
             return  # nothing of it has an effect, and the base optimizer's arms share options
         method, fraction, limit = self.chosen_method, self.ascent_fraction, self.max_overhead
         if not 0 < fraction <= 1:

@@ -1,6 +1,6 @@
 """A model's parts, which a step needs several times and which take long to find."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -17,11 +17,11 @@ class Parts:
     """A model's modules and parameters. Walking through it takes as long as a small pass."""
 
     params: dict[str, nn.Parameter]  # all, by the names they have in the bare model
-    trainable: dict[str, nn.Parameter]  # by `at_this_step`
     devices: set[torch.device]  # that parameters lie on
     ddp: DistributedDataParallel | None
     before_window: Buffers  # remembered for an exception
     between_passes: Buffers  # remembered for the perturbed passes
+    trainable: dict[str, nn.Parameter] = field(default_factory=dict)  # by `at_this_step`
 
     @classmethod
     def of(cls, model: nn.Module, bare: nn.Module) -> Self:
@@ -34,7 +34,7 @@ class Parts:
         params = {n.replace("_orig_mod.", ""): param for n, param in bare.named_parameters()}
         modules = list(model.modules())
         devices = {param.device for param in params.values()}
-        return cls(params, {}, devices, wrapper_in(modules), Buffers(modules), Buffers(modules))
+        return cls(params, devices, wrapper_in(modules), Buffers(modules), Buffers(modules))
 
     def at_this_step(self) -> Self:
         """Return them with what is trained now: parameters may be frozen and thawed."""

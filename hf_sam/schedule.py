@@ -38,11 +38,11 @@ class AscentSchedule:
         """The fraction in whole rows of a full micro-batch."""
         if self.rows == 0 or self.fraction == 0:
             return self.fraction
-        return min(self.rows, self.kept(self.rows)) / self.rows
+        return self.kept(self.rows) / self.rows
 
     def kept(self, rows: int) -> int:
         """Return how many rows of a micro-batch's the clean pass sees: a share is rounded up."""
-        return max(self.least, math.ceil(round(self.fraction * rows, 9)))
+        return min(rows, max(self.least, math.ceil(round(self.fraction * rows, 9))))
 
     @property
     def begin(self) -> int:
@@ -93,7 +93,7 @@ def coin(seed: int, step: int, probability: float) -> bool:
     return probability == 1.0 or random.Random(f"{seed}-{step}").random() < probability
 
 
-def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSchedule:
+def within(schedule: AscentSchedule, max_overhead: float) -> AscentSchedule:
     """Return the schedule whose clean passes cost at most `max_overhead - 1` runs.
 
     It is the one with the smallest interval at which an eighth of each micro-batch, and two rows,
@@ -101,15 +101,14 @@ def within(schedule: AscentSchedule, max_overhead: float, rows: int) -> AscentSc
     micro-batches cannot be cut that is the smallest interval of whole ones.
 
     Args:
-        schedule: With the run's optimizer steps.
+        schedule: With the run's optimizer steps, and the rows into which a micro-batch can be cut.
         max_overhead: Passes of the run, over those of the base optimizer's; above 1.
-        rows: Into which a micro-batch can be cut.
 
     Returns:
         Without any ascent if one is more than that.
     """
     payable = (max_overhead - 1.0) * (1.0 + 1e-9) * schedule.total  # passes over all rows
-    due = schedule.total - schedule.begin
+    due, rows = schedule.total - schedule.begin, schedule.rows
     for interval in range(1, due + 1):
         share = min(1.0, payable / math.ceil(due / interval))
         kept = math.floor(share * rows)

@@ -168,7 +168,7 @@ def schedule_of(
         rows=rows,
         least=least,
     )
-    return schedule if sam.max_overhead is None else within(schedule, sam.max_overhead, rows)
+    return schedule if sam.max_overhead is None else within(schedule, sam.max_overhead)
 
 
 def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:

@@ -44,7 +44,7 @@ CHOICES: list[tuple[float, int, int, float]] = [
 
 @pytest.mark.parametrize(("limit", "rows", "interval", "fraction"), CHOICES)
 def test_what_may_be_spent_decides(limit: float, rows: int, interval: int, fraction: float) -> None:
-    schedule = within(AscentSchedule(total=STEPS), limit, rows)
+    schedule = within(AscentSchedule(total=STEPS, rows=rows), limit)
     assert (schedule.interval, schedule.fraction) == (interval, fraction)
 
 
@@ -53,9 +53,9 @@ def test_what_may_be_spent_decides(limit: float, rows: int, interval: int, fract
 def test_no_more_is_spent_than_may_be(rows: int, begin: float) -> None:
     """And no less than half of it."""
     total = 997
-    due = AscentSchedule(shape="linear", warmup=int(begin * total), total=total)
+    due = AscentSchedule(shape="linear", warmup=int(begin * total), total=total, rows=rows)
     for hundredths in range(101, 231):
-        schedule = within(due, hundredths / 100, rows)
+        schedule = within(due, hundredths / 100)
         spent, allowed = schedule.passes(total) - total, (hundredths / 100 - 1) * total
         assert spent <= allowed + 1e-6
         assert spent >= 0.5 * min(allowed, total - due.begin)
@@ -63,7 +63,7 @@ def test_no_more_is_spent_than_may_be(rows: int, begin: float) -> None:
 
 
 def test_less_than_one_ascent_is_none() -> None:
-    schedule = within(AscentSchedule(total=STEPS), 1.01, ROWS)
+    schedule = within(AscentSchedule(total=STEPS, rows=ROWS), 1.01)
     assert schedule.ascents(STEPS) == 0
 
 

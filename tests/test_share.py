@@ -205,8 +205,8 @@ def test_batch_norm_has_two_examples(count: int, fraction: float, tmp_path: Path
     settings = {"max_steps": -1, "num_train_epochs": 1, "ascent_fraction": fraction}
     trainer = make_trainer(model, tmp_path, data=examples(count=count), **settings)
     trainer.train()
-    assert counter.examples == count + 2 * math.ceil(count / 8)
     steps = math.ceil(count / 8)
+    assert counter.examples == count + 2 * steps
     assert trainer.gradient_evaluations == round(steps * 1.25)
 
 
