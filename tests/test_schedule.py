@@ -220,6 +220,8 @@ def test_what_is_trained_later_is_perturbed_from_then_on(perturb: str, tmp_path:
     model.register_forward_pre_hook(lambda *_: seen.append(bias.detach().clone()))
     trainer = make_trainer(model, tmp_path, perturb=perturb, max_steps=10)
     trainer.add_callback(Unfreeze())
+    trainer.create_optimizer()  # of the bias too, which is frozen when training starts
+    bias.requires_grad_(False)
     trainer.train()
     passes = zip(seen[::2], seen[1::2], strict=True)
     moved = [not torch.equal(clean, perturbed) for clean, perturbed in passes]
