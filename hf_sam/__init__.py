@@ -1,8 +1,9 @@
 """Sharpness-Aware Minimization for the Hugging Face Trainer."""
 
+from .buffers import running_stats_kept
 from .config import SAMArguments, SAMConfig, SAMSeq2SeqConfig
 from .perturbation import compute_perturbation, perturbed, take_gradients
-from .replay import random_state, replayed, running_stats_kept
+from .replay import random_state, replayed
 from .trainer import SAMMixin, SAMSeq2SeqTrainer, SAMTrainer
 from .vectors import NORM_FLOOR
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 # accelerate's names of the backends in which every rank holds whole parameters, and FSDP2, which
 # shards them as DTensors
@@ -68,12 +68,18 @@ def require_supported_backend(
 
 
 def require_supported_model(
-    model: nn.Module, *, scope: str | None, accumulation: int, ranks: int
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    *,
+    scope: str | None,
+    accumulation: int,
+    ranks: int,
 ) -> None:
     """Refuse, before the first step, a prepared model that SAM would train wrongly.
 
     Args:
         model: The model as the backend has wrapped it.
+        params: All that may be trained, by name.
         scope: The `ascent_scope` that the user asked for, None for the default.
         accumulation: The number of micro-batches in a window.
         ranks: The number of processes.
@@ -81,7 +87,12 @@ def require_supported_model(
     Raises:
         ValueError: Saying what cannot be had and what to use instead.
     """
-    for name, param in model.named_parameters():
+    if isinstance(model, DataParallel):
+        raise ValueError(
+            "SAM must drive one device from each process, got a model in DataParallel: pass the "
+            f"model itself and start with `accelerate launch --multi_gpu`, or {REMEDY}."
+        )
+    for name, param in params.items():
         if param.is_complex() and param.requires_grad:
             raise ValueError(
                 f"SAM must find real parameters, got `{name}` of {param.dtype}: keep its real and "

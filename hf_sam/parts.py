@@ -1,45 +1,109 @@
-"""A model's parts, which a step needs several times and which take long to find."""
+"""What a training step works on, which it needs several times and which takes long to find."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .buffers import Buffers, Snapshot
+from .counted import Counted, Values
 from .distributed import wrapper_in
-from .replay import Buffers
+from .holders import Holders
+from .replay import RandomState, random_state
+
+UNNAMED = "optimizer"  # before the number of a parameter that nothing else holds
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a pass begins from, beside the weights: both passes of a micro-batch from the same."""
+
+    draws: RandomState
+    buffers: Snapshot
+    counted: Values  # copies of what `counted_once` names
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A model's modules and parameters. Walking through it takes as long as a small pass."""
+    """What is trained and what a pass changes. To find it takes as long as a small pass."""
 
-    params: dict[str, nn.Parameter]  # all, by the names they have in the bare model
+    params: dict[str, Tensor]  # all of the model by the names they have in it, and `outside`
+    outside: dict[str, Tensor]  # that the optimizer holds beside the model's
+    watched: dict[str, Tensor]  # all parameters that a pass can reach, trained or not
     devices: set[torch.device]  # that parameters lie on
     ddp: DistributedDataParallel | None
-    before_window: Buffers  # remembered for an exception
-    between_passes: Buffers  # remembered for the perturbed passes
-    trainable: dict[str, nn.Parameter] = field(default_factory=dict)  # by `at_this_step`
+    holders: Holders
+    buffers: Buffers  # of all modules that a pass can reach
+    counted: Counted
+    trainable: dict[str, Tensor] = field(default_factory=dict)  # by `at_this_step`
 
     @classmethod
-    def of(cls, model: nn.Module, bare: nn.Module) -> Self:
-        """Walk through a model.
+    def of(cls, model: nn.Module, trainer: Any, optimized: Iterable[Tensor]) -> Self:
+        """Look through a model and what its trainer holds.
 
         Args:
             model: As it is trained, wrapped and compiled.
-            bare: The same without its wrappers.
+            trainer: With `counted_once`.
+            optimized: The optimizer's parameters.
         """
+        bare = trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
         params = {n.replace("_orig_mod.", ""): param for n, param in bare.named_parameters()}
-        modules = list(model.modules())
-        devices = {param.device for param in params.values()}
-        return cls(params, devices, wrapper_in(modules), Buffers(modules), Buffers(modules))
+        holders = Holders.of(bare, trainer)
+        outside = _outside(params, holders, optimized)
+        params |= outside
+        watched = {name: param for param, name in holders.names.items()} | params
+        modules = holders.modules.values()
+        shared = [*watched.values(), *modules, *holders.generators]
+        return cls(
+            params=params,
+            outside=outside,
+            watched=watched,
+            devices={param.device for param in params.values()},
+            ddp=wrapper_in(model.modules()),
+            holders=holders,
+            buffers=Buffers(modules),
+            counted=Counted(holders, trainer.counted_once, shared),
+        )
 
     def at_this_step(self) -> Self:
         """Return them with what is trained now: parameters may be frozen and thawed."""
         trainable = {name: param for name, param in self.params.items() if param.requires_grad}
         return replace(self, trainable=trainable)
+
+    def start(self) -> Start:
+        """Remember what the next pass begins from."""
+        draws = random_state(self.devices, self.holders.generators)
+        return Start(draws, self.buffers.snapshot(), self.counted.copied())
+
+    def begin_at(self, start: Start) -> None:
+        """Put buffers and counted attributes back to where they were; draws are `replayed`."""
+        self.buffers.put_back(start.buffers)
+        self.counted.put(start.counted)
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Undo what the block does to buffers and counted attributes."""
+        buffers, counted = self.buffers.snapshot(), self.counted.now()
+        try:
+            yield
+        finally:
+            self.buffers.put_back(buffers)
+            self.counted.put(counted)
+
+
+def _outside(
+    known: dict[str, Tensor], holders: Holders, optimized: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """Name the parameters that an optimizer holds beside the known ones."""
+    ids = {id(param) for param in known.values()}
+    found = [(i, param) for i, param in enumerate(optimized) if id(param) not in ids]
+    names = {f"trainer.{holders.names.get(p, f'{UNNAMED}.{i}')}": p for i, p in found}
+    assert not names.keys() & known.keys(), "a module of the model's is called trainer"
+    return names
 
 
 class Walk:
@@ -51,24 +115,22 @@ class Walk:
         self._ids: list[int] = []
         self._parts: Parts | None = None
 
-    def parts_of(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        accelerator: Accelerator,
-    ) -> Parts:
+    def forget(self) -> None:
+        """Look anew at the next step: the first one may have made modules and generators."""
+        self._parts = None
+
+    def parts_of(self, model: nn.Module, trainer: Any) -> Parts:
         """Return the parts of a model, and look for them only if they may have changed.
 
         Args:
             model: The prepared model.
-            optimizer: Of its parameters; without one they are looked for each time.
-            accelerator: Takes off the model's wrappers.
+            trainer: With its optimizer; without one they are looked for each time.
         """
-        groups = [] if optimizer is None else optimizer.param_groups
+        groups = [] if trainer.optimizer is None else trainer.optimizer.param_groups
         optimized = [param for group in groups for param in group["params"]]
         if self._parts is None or not optimized or self._ids != self._ids_of(model, optimized):
-            bare = accelerator.unwrap_model(model, keep_torch_compile=False)
-            self._parts, self._modules = Parts.of(model, bare), list(model.modules())
+            self._parts = Parts.of(model, trainer, optimized)
+            self._modules = list(model.modules())
             self._ids = self._ids_of(model, optimized)
         return self._parts.at_this_step()
 

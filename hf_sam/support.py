@@ -1,5 +1,8 @@
 """What SAM would train wrongly is refused when training starts: the facts of a Trainer."""
 
+import inspect
+from typing import Any
+
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
@@ -16,18 +19,15 @@ from .distributed import (
     require_supported_backend,
     require_supported_model,
 )
+from .generating import generates
+from .parts import UNNAMED, Parts
 from .schedule import SMALLEST_CUT, AscentSchedule, steps_of, within
 
 logger = logging.get_logger(__name__)
 
-# trl's, which generate text inside each training step
-GENERATING = frozenset(
-    {"GRPOTrainer", "RLOOTrainer", "DistillationTrainer", "GKDTrainer", "GOLDTrainer"}
-    | {"OnlineDPOTrainer", "NashMDTrainer", "XPOTrainer", "PPOTrainer"}
-)
 # trl's, whose batches hold two halves that belong together
 PAIRING = frozenset(
-    {"DPOTrainer", "RewardTrainer", "CPOTrainer", "ORPOTrainer", "KTOTrainer", "BCOTrainer"}
+    {"DPOTrainer", "RewardTrainer", "CPOTrainer", "ORPOTrainer", "KTOTrainer", "TPOTrainer"}
 )
 
 
@@ -48,11 +48,10 @@ def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
             f"`ascent_fraction` must cut a batch between examples, got {uncut}: set "
             "`ascent_interval` instead."
         )
-    generating = GENERATING & _kinds(trainer)
-    if generating:
+    if generates(type(trainer)):
         raise ValueError(
-            f"SAM must pass twice over one batch, got a {min(generating)}, which generates a new "
-            "one in each pass: use the trainer without SAM, or set `rho=0`."
+            f"SAM must pass twice over one batch, got a {type(trainer).__name__}, which generates "
+            "texts while it trains, new ones in each pass: use it without SAM, or set `rho=0`."
         )
     optimizer = None if trainer.optimizer is None else base_optimizer(trainer)
     require_supported_backend(
@@ -69,13 +68,14 @@ def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
     )
 
 
-def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module) -> None:
+def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Parts) -> None:
     """Refuse what only the prepared model shows.
 
     Args:
         trainer: About to train.
         sam: Its settings.
         model: As the backend has wrapped it.
+        parts: Its own.
 
     Raises:
         ValueError: Saying what cannot be had and what to use instead.
@@ -85,7 +85,17 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module) -> None:
     method, optimizer = sam.chosen_method, base_optimizer(trainer)
     scope, is_global = sam.ascent_scope, method.scope == "global"
     effective = "global" if scope is None and is_global else scope
-    require_supported_model(model, scope=effective, accumulation=accumulation, ranks=ranks)
+    require_supported_model(
+        model, parts.params, scope=effective, accumulation=accumulation, ranks=ranks
+    )
+    if not parts.trainable:
+        raise ValueError(
+            "SAM must find a parameter that is trained, got a model whose parameters are all "
+            "frozen: set `requires_grad` of some, as for the plain Trainer."
+        )
+    if optimizer is not None:  # a training step may be made outside of a training
+        require_descent_only(optimizer)
+    _check_outside(sam, parts, ranks)
     if is_global:
         require_one_perturbation(
             sam.method, scope=sam.ascent_scope, accumulation=accumulation, ranks=ranks
@@ -98,6 +108,61 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module) -> None:
         )
     if is_sharded(model):
         logger.info("The parameters are sharded: `ascent_scope` is global.")
+
+
+def _check_outside(sam: SAMArguments, parts: Parts, ranks: int) -> None:
+    """Refuse, or say, what cannot be had for parameters that only the optimizer knows."""
+    unnamed = [name for name in parts.outside if name.startswith(f"trainer.{UNNAMED}.")]
+    if sam.adaptive and unnamed:
+        raise ValueError(
+            "`adaptive` must know the names of parameters, as it scales the weights and not the "
+            f"biases, got {len(unnamed)} in the optimizer that neither the model nor an attribute "
+            "of the trainer holds: keep their module as an attribute of the trainer."
+        )
+    if parts.outside and ranks > 1 and sam.chosen_method.scope == "global":
+        raise ValueError(
+            f"{sam.method} must have the gradient of all ranks, got `{next(iter(parts.outside))}` "
+            "outside the model, which each rank trains for itself: make it a part of the model."
+        )
+    if parts.outside and ranks > 1:
+        logger.warning(
+            f"`{next(iter(parts.outside))}` lies outside the model: each rank trains a copy of its "
+            "own, as with the plain Trainer. Make it a part of the model to have one."
+        )
+
+
+def require_descent_only(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError for an optimizer that makes passes of its own, SAM of others included."""
+    kind = type(optimizer)
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    needs_closure = closure is not None and closure.default is closure.empty
+    if needs_closure or hasattr(optimizer, "first_step"):
+        raise ValueError(
+            f"the base optimizer must step along the gradient that SAM leaves, got {kind.__name__}"
+            ", which makes passes of its own: use the optimizer that it wraps, as SGD or AdamW."
+        )
+
+
+def leave_evaluation(optimizer: Any) -> None:
+    """Have an optimizer that moves the weights for evaluations move them back before a pass."""
+    if isinstance(optimizer, AcceleratedOptimizer):
+        optimizer.train()
+
+
+def not_called(trainer: Trainer, mixin: type) -> ValueError:
+    """Return the error of a trainer whose own `training_step` has taken the place of SAM's.
+
+    Args:
+        trainer: After an optimizer step.
+        mixin: Whose `training_step` should have been called.
+    """
+    kinds = [kind for kind in type(trainer).__mro__ if "training_step" in vars(kind)]
+    name = "an attribute of the trainer" if "training_step" in vars(trainer) else kinds[0].__name__
+    return ValueError(
+        f"SAM must make the training step, got a `training_step` of {name} that does not call "
+        f"{mixin.__name__}'s: mix {mixin.__name__} in before the class that has it, `class "
+        f"MyTrainer({mixin.__name__}, ...)`, or call `super().training_step` there."
+    )
 
 
 def base_optimizer(trainer: Trainer) -> torch.optim.Optimizer:

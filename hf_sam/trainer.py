@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from .ascent import Ascent
 from .config import SAMArguments
+from .counted import unlogged
 from .distributed import (
     broadcast_buffers,
     is_sharded,
@@ -22,18 +22,26 @@ from .distributed import (
     resharded,
     use_shards,
 )
-from .inputs import Untouched
+from .inputs import copied
 from .loss_scale import loss_scale
 from .memory_file import load_memory, save_memory
 from .model_card import add_sam_to_card
 from .overhead import Overhead
 from .parts import Parts, Walk
 from .perturbation import gradients_set_aside, perturbed, put_gradients, take_gradients
-from .replay import counters_kept, random_state, replayed
+from .replay import replayed
 from .schedule import AscentSchedule
 from .share import share_of
 from .step_log import StepLog
-from .support import base_optimizer, check_backend, check_model, planned_schedule
+from .support import (
+    base_optimizer,
+    check_backend,
+    check_model,
+    leave_evaluation,
+    not_called,
+    planned_schedule,
+)
+from .watch import Watch
 from .window import MicroBatch, Window
 
 if TYPE_CHECKING:
@@ -56,14 +64,16 @@ class SAMMixin(AnyTrainer):
     memory of one copy of the trainable parameters.
     """
 
-    counted_once = ("_metrics", "_stored_metrics", "_total_train_tokens")  # by trl's losses
+    # Attributes that count one of two passes: those of trl's and sentence-transformers' losses.
+    counted_once = ("_metrics", "_stored_metrics", "_total_train_tokens", "accum_loss_components")
+    train_overhead: float | None = None  # the last training's time over that without SAM's part
     _step_log = StepLog()  # frozen: each training starts its own
     ascent_schedule = AscentSchedule()
     _ascent = Ascent(SAMArguments())
-    _overhead, _walk, _untouched = Overhead(torch.device("cpu")), Walk(), Untouched()
+    _overhead, _walk, _watch = Overhead(torch.device("cpu")), Walk(), Watch()
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
-    _is_supported = _is_sharded = False
+    _is_supported = _is_sharded = _is_fetched = _is_called = False
     current_gradient_accumulation_steps = 1  # until the Trainer fetches a window
 
     @property
@@ -92,6 +102,7 @@ class SAMMixin(AnyTrainer):
         Returns:
             The clean loss of shape (), scaled and detached as the plain Trainer returns it.
         """
+        self._is_called = True
         acts = self.sam_arguments.rho > 0 and self._ascent.method.acts_at_every_step
         if self._rho == 0 and self._window is None and not acts:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -100,21 +111,25 @@ class SAMMixin(AnyTrainer):
             self._check_model(model)
         if self._is_sharded:
             use_shards(model)
-        parts = self._walk.parts_of(model, self.optimizer, self.accelerator)
-        params = parts.trainable
+        leave_evaluation(self.optimizer)
+        parts = self._walk.parts_of(model, self)
         shards_kept = resharded(model) if self._is_sharded else nullcontext()
         with self._overhead.step(), shards_kept, self._current_window(parts) as window:
-            micro_batch = MicroBatch(inputs, num_items_in_batch, random_state(parts.devices))
             if self._ascent.method.has_clean_pass and (self._rho > 0 or window.group):
+                broadcast_buffers(parts.ddp)
+                micro_batch = MicroBatch(inputs, num_items_in_batch, parts.start())
                 loss = self._clean_pass(model, parts, window, micro_batch)
             else:
-                loss = self._only_pass(model, params, micro_batch)
+                loss = self._only_pass(model, parts, inputs, num_items_in_batch)
             window.count(is_last=inputs is self._last_inputs)
             if window.group and (window.scope == "micro_batch" or window.is_complete):
                 self._descend_from_perturbed(model, parts, window)
             if window.is_complete:
-                self._ascent.finish(params, window.kept_clean_grad)
-                window.add_leftovers(params, self.accelerator)
+                self._ascent.finish(parts.trainable, window.kept_clean_grad)
+                window.add_leftovers(parts.trainable, parts.outside, self.accelerator)
+                parts.buffers.look(window.before)
+                if self._watch.end_step():
+                    self._walk.forget()
         return loss
 
     def get_batch_samples(
@@ -124,32 +139,39 @@ class SAMMixin(AnyTrainer):
         if self._window is not None:
             self._window.warn_if_lost(self.state.global_step)
         self._window = None
+        self._require_called()
         micro_batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._is_fetched = bool(micro_batches)
         last = micro_batches[-1] if micro_batches else None
         self._last_inputs = last if sum(other is last for other in micro_batches) == 1 else None
         return micro_batches, items
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the plain Trainer does, and forget a window that was left unfinished."""
+        """Train as the plain Trainer does; the metrics returned have `train_overhead` too.
+
+        That is the run time over that without what SAM has added: not in the log, as two equal
+        trainings have equal logs.
+        """
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            self._require_called()
         finally:
+            # a window may have been left unfinished
             self._window = self._last_inputs = None
             self._ascent.memory, self._walk = {}, Walk()
+        if self.sam_arguments.rho > 0:
+            allowed = self.sam_arguments.max_overhead if self.ascent_schedule.fraction < 1 else None
+            runtime = output.metrics["train_runtime"]
+            self.train_overhead = self._overhead.of(runtime, allowed=allowed)
+            output.metrics["train_overhead"] = self.train_overhead
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with what the two passes have found out since the last entry: `StepLog.entries`.
-
-        The last entry of a training has `train_overhead`, its run time over that without what SAM
-        has added.
-        """
+        """Log, with what the two passes have found out since the last entry: `StepLog.entries`."""
         if start_time is not None and "loss" in logs and self._step_log.ascents:
             sums = self._step_log.sums(self.args.device, self._ascent.fidelity)
             logs.update(self._step_log.entries(self.accelerator.gather(sums)))
             self._step_log, self._ascent.fidelity = StepLog(), None
-        if "train_runtime" in logs and self.sam_arguments.rho > 0:
-            allowed = self.sam_arguments.max_overhead if self.ascent_schedule.fraction < 1 else None
-            logs["train_overhead"] = self._overhead.of(logs["train_runtime"], allowed=allowed)
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
@@ -169,6 +191,7 @@ class SAMMixin(AnyTrainer):
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Check, once backend and then model are known, that SAM can train them."""
         self._step_log, self._window, self._is_supported = StepLog(), None, False
+        self._is_fetched, self._is_called, self.train_overhead = False, False, None
         # until the model is known, and for rho = 0
         self._ascent, self.ascent_schedule = Ascent(SAMArguments()), AscentSchedule()
         self.sam_arguments.require_valid_fields()
@@ -179,7 +202,7 @@ class SAMMixin(AnyTrainer):
         )
         if self.sam_arguments.rho > 0:
             self._check_model(model)
-            parts = self._walk.parts_of(model, self.optimizer, self.accelerator)
+            parts = self._walk.parts_of(model, self)
             load_memory(self._ascent, resume_from_checkpoint, parts.params)
         return model, train_dataloader
 
@@ -188,9 +211,8 @@ class SAMMixin(AnyTrainer):
         save_memory(self._ascent, output_dir, writes=self.args.should_save)
 
     def _check_model(self, model: nn.Module) -> None:
-        check_model(self, self.sam_arguments, model)
-        self._overhead, self._walk = Overhead(self.args.device), Walk()
-        self._untouched = Untouched()
+        self._overhead, self._walk, self._watch = Overhead(self.args.device), Walk(), Watch()
+        check_model(self, self.sam_arguments, model, self._walk.parts_of(model, self))
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator.gather)
         self.ascent_schedule = planned_schedule(self, self.sam_arguments)
@@ -216,7 +238,7 @@ class SAMMixin(AnyTrainer):
                 scope=self.sam_arguments.ascent_scope or default,
                 length=self.current_gradient_accumulation_steps,
                 begun_at=self.state.global_step,
-                buffers=parts.before_window,
+                buffers=parts.buffers,
             )
             if self._ascent.method.changes_gradient:
                 self._window.leftovers = take_gradients(parts.trainable.values())
@@ -228,12 +250,22 @@ class SAMMixin(AnyTrainer):
             if window.is_complete:
                 self._window = None
 
-    def _pass(self, model: nn.Module, micro_batch: MicroBatch, *, reduced: bool) -> Tensor:
+    def _pass(
+        self,
+        model: nn.Module,
+        parts: Parts,
+        inputs: Mapping[str, Any],
+        items: Tensor | int | None,
+        *,
+        reduced: bool,
+    ) -> Tensor:
         """Make a plain training step; `reduced` lets ranks synchronise where the Trainer does."""
         reduced = reduced or self._is_sharded  # FSDP2 has no gradient that is not reduced
-        with nullcontext() if reduced else self.accelerator.no_sync(model):
-            inputs = copy.copy(micro_batch.inputs)
-            return super().training_step(model, inputs, micro_batch.num_items_in_batch)
+        with (
+            self._watch.of_pass(parts, self.counted_once),
+            nullcontext() if reduced else self.accelerator.no_sync(model),
+        ):
+            return super().training_step(model, copy.copy(inputs), items)
 
     def _clean_pass(
         self, model: nn.Module, parts: Parts, window: Window, micro_batch: MicroBatch
@@ -242,33 +274,36 @@ class SAMMixin(AnyTrainer):
         params, is_global = parts.trainable, window.scope == "global"
         is_whole = self.ascent_schedule.fraction == 1
         share = share_of(self, micro_batch, self.ascent_schedule)
+        inputs, items = copied(share.inputs), share.num_items_in_batch
         if is_global:
             leave_buckets(params.values())
-        if not is_whole:
-            broadcast_buffers(parts.ddp)
         with gradients_set_aside(params.values()):
             put_gradients(params.values(), window.clean_grad)
-            counted = self._overhead.plain_pass() if is_whole else self._uncounted(parts)
-            with self._untouched.given(share.inputs) as inputs, counted:
-                loss = self._pass(model, replace(share, inputs=inputs), reduced=is_global)
+            with self._overhead.plain_pass() if is_whole else self._uncounted(parts):
+                if not is_whole:
+                    parts.begin_at(micro_batch.start)
+                loss = self._pass(model, parts, inputs, items, reduced=is_global)
             window.clean_grad = self._ascent.take_clean_grad(params)
         window.add(micro_batch, loss)
         return loss
 
-    def _only_pass(self, model: nn.Module, params: Params, micro_batch: MicroBatch) -> Tensor:
+    def _only_pass(
+        self, model: nn.Module, parts: Parts, inputs: Mapping[str, Any], items: Tensor | int | None
+    ) -> Tensor:
         """Make the pass at w + epsilon where epsilon is known without a clean pass."""
-        state = base_optimizer(self).state
+        params, state = parts.trainable, base_optimizer(self).state
         perturbation = self._ascent.from_memory(params, state, rho=self._rho)
         with perturbed(params.values(), perturbation), self._overhead.plain_pass():
             del perturbation
-            inputs, items = micro_batch.inputs, micro_batch.num_items_in_batch
-            return super().training_step(model, inputs, items)
+            return self._pass(model, parts, inputs, items, reduced=True)
 
     def _descend_from_perturbed(self, model: nn.Module, parts: Parts, window: Window) -> None:
         """Add to `p.grad` the gradients at w + epsilon of the micro-batches that share epsilon."""
         params, rho, scale = parts.trainable, self._rho, loss_scale(self, window)
         is_whole = self.ascent_schedule.fraction == 1
         replays = self.sam_arguments.replay_rng and is_whole  # of a share other masks are drawn
+        if window.scope == "global":
+            window.average_over_ranks(params, parts.outside, self.accelerator)
         group, clean_losses, clean_grad = window.take_group()
         window.kept_clean_grad = self._ascent.kept(clean_grad)
         perturbation, norm = self._ascent.from_clean_grad(params, clean_grad, rho=rho, scale=scale)
@@ -278,8 +313,12 @@ class SAMMixin(AnyTrainer):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
             leave_buffers_alone(parts.ddp)
             for micro_batch in group:
-                with replayed(micro_batch.draws) if replays else nullcontext():
-                    losses.append(self._pass(model, micro_batch, reduced=micro_batch is group[-1]))
+                if is_whole:
+                    parts.begin_at(micro_batch.start)
+                inputs, items = micro_batch.inputs, micro_batch.num_items_in_batch
+                is_last = micro_batch is group[-1]
+                with replayed(micro_batch.start.draws) if replays else nullcontext():
+                    losses.append(self._pass(model, parts, inputs, items, reduced=is_last))
         if is_whole:  # or the losses are not of the same examples
             found, filters = (clean_losses, losses, norm), self.args.logging_nan_inf_filter
             step = self.state.global_step
@@ -287,9 +326,14 @@ class SAMMixin(AnyTrainer):
 
     @contextmanager
     def _uncounted(self, parts: Parts) -> Iterator[None]:
-        """Undo what one of two passes does to the buffers, and what it counts."""
-        with parts.between_passes.kept(), counters_kept(self, self.counted_once):
+        """Undo what one of two passes does to the buffers and what it counts; drop its logs."""
+        with parts.undone(), unlogged(self):
             yield
+
+    def _require_called(self) -> None:
+        """Raise a ValueError if an optimizer step has passed without SAM's `training_step`."""
+        if self.sam_arguments.rho > 0 and self._is_fetched and not self._is_called:
+            raise not_called(self, SAMMixin)
 
 
 class SAMTrainer(SAMMixin, Trainer):

@@ -1,16 +1,19 @@
 """The micro-batches of one optimizer step, remembered until their perturbation is known."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging
 
-from .replay import Buffers, RandomState
+from .buffers import Buffers, Snapshot
+from .parts import Start
+from .vectors import as_dense
 
 logger = logging.get_logger(__name__)
 
@@ -21,7 +24,7 @@ class MicroBatch:
 
     inputs: Mapping[str, Any]
     num_items_in_batch: Tensor | int | None  # label items in the window, as the Trainer counts them
-    draws: RandomState  # the generators before the clean pass
+    start: Start  # what the clean pass begins from
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Window:
     scope: str  # what shares a perturbation: micro_batch, rank or global
     length: int  # training steps in all
     begun_at: int  # the Trainer's global step
-    buffers: Buffers  # the model's, remembered when the window begins
+    buffers: Buffers
     steps: int = 0  # training steps made
     is_complete: bool = False  # the last micro-batch has had its clean pass
     group: list[MicroBatch] = field(default_factory=list)  # they share the next perturbation
@@ -44,10 +47,11 @@ class Window:
     clean_grad: list[Tensor | None] | None = None  # the group's, aligned with the parameters
     leftovers: list[Tensor | None] | None = None  # that lay in `p.grad` when the window began
     kept_clean_grad: list[Tensor | None] | None = None  # the same, for a method that descends by it
+    before: Snapshot = field(init=False)  # the buffers when it begins
 
     def __post_init__(self) -> None:
         """Remember the buffers."""
-        self.buffers.remember()
+        self.before = self.buffers.snapshot()
 
     def warn_if_lost(self, step: int) -> None:
         """Warn if the optimizer has stepped, to `step`, before this window was complete."""
@@ -77,20 +81,41 @@ class Window:
         try:
             yield
         except BaseException:
-            self.buffers.put_back()
+            self.buffers.put_back(self.before)
             raise
 
-    def add_leftovers(self, params: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    def add_leftovers(
+        self, params: Mapping[str, Tensor], outside: Container[str], accelerator: Accelerator
+    ) -> None:
         """Add, averaged over the ranks, what an unfinished window before this one has left.
 
         Args:
             params: Those that `leftovers` are of, by name.
+            outside: Names of those whose gradients are each rank's own.
+            accelerator: Which averages the others as a backward pass would have.
+        """
+        pairs = zip(params.items(), self.leftovers or [], strict=False)
+        for (name, param), left in [(item, left) for item, left in pairs if left is not None]:
+            is_own = name in outside or isinstance(left, DTensor)
+            mean = left if is_own else accelerator.reduce(left, "mean")
+            param.grad = mean if param.grad is None else param.grad + mean
+
+    def average_over_ranks(
+        self, params: Mapping[str, Tensor], names: Container[str], accelerator: Accelerator
+    ) -> None:
+        """Average clean gradients that the model's wrapper knows nothing of, in place.
+
+        Args:
+            params: The parameters that `clean_grad` is of, by name.
+            names: Of those that are meant.
             accelerator: Which averages them as a backward pass would have.
         """
-        pairs = zip(params.values(), self.leftovers or [], strict=False)
-        for param, left in [(param, left) for param, left in pairs if left is not None]:
-            mean = left if isinstance(left, DTensor) else accelerator.reduce(left, "mean")
-            param.grad = mean if param.grad is None else param.grad + mean
+        assert self.clean_grad is not None
+        for i, (name, param) in enumerate(params.items()):
+            if name in names and accelerator.num_processes > 1:
+                own = self.clean_grad[i]
+                dense = torch.zeros_like(param) if own is None else as_dense(own)
+                self.clean_grad[i] = accelerator.reduce(dense, "mean")
 
     def take_group(self) -> tuple[list[MicroBatch], list[Tensor], list[Tensor | None]]:
         """Return micro-batches, clean losses and clean gradient of the group; the next is empty."""

@@ -127,6 +127,18 @@ MODES: dict[str, dict[str, Any]] = {
         "tolerance": FLOAT32,
     },
     "sparse gradients": {"model": "sparse", "optional": True},
+    "a queue in buffers": {"model": "queue"},
+    "a queue in buffers, ascent_fraction": {
+        "model": "queue",
+        "sam": {"ascent_fraction": 0.5},
+        "meaning": {"kept": 2},
+    },
+    "a loss module outside the model": {"model": "body", "kind": "loss module"},
+    "a loss module outside the model, ASAM": {
+        "model": "body",
+        "kind": "loss module",
+        "sam": {"adaptive": True, "rho": 0.5},
+    },
     "short last windows of epochs": {
         "accumulation": 4,
         "settings": {"max_steps": -1, "num_train_epochs": 2},

@@ -13,6 +13,7 @@ from cases import (
     examples,
     images,
     llama,
+    queue,
     t5,
     texts,
     vit,
@@ -20,6 +21,7 @@ from cases import (
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
+from trainers import Body
 from transformers import PreTrainedConfig, TrainerCallback
 
 
@@ -88,6 +90,8 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "bert": lambda: seeded(bert).float(),
     "llama with an adapter": lambda: adapted(seeded(llama).float()),
     "configured": configured,
+    "queue": queue,
+    "body": lambda: seeded(Body),
     "vit": lambda: seeded(vit),
     "llama": lambda: seeded(llama),
     "sparse": lambda: seeded(lambda: SparseEmbedding(sparse=True)),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 Batch = dict[str, Any]
+State = list[tuple[dict[str, Any], dict[str, Tensor]]]  # each module's buffers and copies
 COUNTED = ("_metrics", "_total_train_tokens")  # by trl, and once a micro-batch
 AnyTrainer: Any = object  # what the mixin is mixed into
 
@@ -31,7 +32,7 @@ class ReferenceMixin(AnyTrainer):
         defaults = {"scope": "micro_batch", "rho": 0.05, "p": 2.0, "adaptive": False, "eta": 0.01}
         self.sam = {**defaults, "share": lambda step: 1.0, "perturb": lambda name: True, **sam}
         self.sam.setdefault("kept", None)
-        self.group: list[tuple[Batch, Any, Tensor, Tensor]] = []
+        self.group: list[tuple[Batch, Any, Tensor, State, Tensor]] = []
         self.kept: dict[str, Any] = {}  # by a rule
         self.steps_of_window = 0
 
@@ -62,8 +63,10 @@ class ReferenceMixin(AnyTrainer):
             self.optimizer.train()
         bare = self.accelerator.unwrap_model(model)
         params = [p for p in bare.parameters() if p.requires_grad]
+        self.of_model = len(params)
+        params += list(self.head.parameters()) if hasattr(self, "head") else []
         if self.steps_of_window == 0:
-            self.buffers_before = [b.clone() for b in bare.buffers()]
+            self.buffers_before = self.state_of(bare)
             if self.args.ddp_broadcast_buffers is not False:
                 on_ranks(lambda buffer: dist.broadcast(buffer, src=0), list(bare.buffers()))
         self.steps_of_window += 1
@@ -71,7 +74,7 @@ class ReferenceMixin(AnyTrainer):
             step = self._rule_step if "rule" in self.sam else self._sam_step
             loss = step(bare, params, inputs, num_items_in_batch)
         except BaseException:
-            restore(bare, self.buffers_before)
+            restore(self.buffers_before)
             raise
         return loss
 
@@ -79,22 +82,22 @@ class ReferenceMixin(AnyTrainer):
         self, bare: nn.Module, params: list[nn.Parameter], inputs: Batch, items: Any
     ) -> Tensor:
         draws, kept = torch.get_rng_state(), self.sam["kept"] if self.rho > 0 else None
-        buffers = [b.clone() for b in bare.buffers()]
+        buffers = self.state_of(bare)
         loss, pieces = self._gradients(bare, params, *self._first(kept, inputs, items))
         if kept is not None:
-            restore(bare, buffers)
+            restore(buffers)
         last = self.steps_of_window == self.current_gradient_accumulation_steps
         if self.rho == 0:
             add(pieces, params)
             if last:
-                average_gradients(params)
+                average_gradients(params[: self.of_model])
             return loss
         if kept is None:  # or the two losses are not of the same examples
             self.ascents.add(self.state.global_step)
         self.found["clean"].append(loss)
-        self.group.append((inputs, items, draws, flatten(pieces, params)))
+        self.group.append((inputs, items, draws, buffers, flatten(pieces, params)))
         if last or self.sam["scope"] == "micro_batch":
-            w, buffers = flatten(params, params), [b.clone() for b in bare.buffers()]
+            w, buffers = flatten(params, params), self.state_of(bare)
             after = torch.get_rng_state()
             counted = {n: copy.deepcopy(vars(self)[n]) for n in COUNTED if n in vars(self)}
             try:
@@ -103,11 +106,11 @@ class ReferenceMixin(AnyTrainer):
                 vars(self).update(counted)
                 write(params, w)
                 if kept is None:  # or the second pass counts, and draws for itself
-                    restore(bare, buffers)
+                    restore(buffers)
                     torch.set_rng_state(after)
             self.group = []
         if last:
-            average_gradients(params)
+            average_gradients(params[: self.of_model])
         return loss
 
     def _first(self, kept: int | None, inputs: Batch, items: Any) -> tuple[Batch, Any]:
@@ -129,30 +132,36 @@ class ReferenceMixin(AnyTrainer):
         """Wait for the window's last micro-batch, and return the losses of its first passes."""
         if self.steps_of_window == 1:
             self.draws = torch.get_rng_state()
-        self.group.append((inputs, items, torch.empty(0), torch.empty(0)))
+        self.group.append((inputs, items, torch.empty(0), [], torch.empty(0)))
         if self.steps_of_window < self.current_gradient_accumulation_steps:
             return torch.zeros(())
         w, scaler = flatten(params, params), self.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.get_scale()
         passes: list[tuple[Tensor, Tensor]] = []  # loss over the window, its gradient
         after: list[Any] = []
+        begun: list[State] = []  # before each micro-batch of the first passes
 
         def at(v: Tensor) -> Tensor:
             write(params, v)
             torch.set_rng_state(self.draws)
-            found = [self._gradients(bare, params, batch, n) for batch, n, *_ in self.group]
+            found = []
+            for i, (batch, n, *_) in enumerate(self.group):
+                if after:
+                    restore(begun[i])
+                begun.append(self.state_of(bare))
+                found.append(self._gradients(bare, params, batch, n))
             g = torch.stack([flatten(pieces, params) for _, pieces in found]).sum(0) / scale
             on_ranks(dist.all_reduce, [g])
             passes.append((torch.stack([loss for loss, _ in found]).sum(), g / ranks))
             if not after:
-                after.extend([torch.get_rng_state(), [b.clone() for b in bare.buffers()]])
+                after.extend([torch.get_rng_state(), self.state_of(bare)])
             return passes[-1][1]
 
         ranks = self.accelerator.num_processes
         kept = self._momentum(params) if self.sam["rule"] is oracles.msam else self.kept
         g = self.sam["rule"](at, w, kept, rho=self.sam["rho"])
         write(params, w)
-        restore(bare, after[1])
+        restore(after[1])
         torch.set_rng_state(after[0])
         if len(passes) == 2:
             self.ascents.add(self.state.global_step)
@@ -169,6 +178,14 @@ class ReferenceMixin(AnyTrainer):
         states = [self.optimizer.state.get(p, {}) for p in params]
         buffers = [state.get("momentum_buffer", state.get("exp_avg")) for state in states]
         return {} if buffers[0] is None else {"v": flatten(buffers, params)}
+
+    def state_of(self, bare: nn.Module) -> State:
+        """Copies of all buffers, each module's beside its own dictionary of them."""
+        modules = [*bare.modules(), *(self.head.modules() if hasattr(self, "head") else ())]
+        return [
+            (m._buffers, {n: b.clone() for n, b in m._buffers.items() if b is not None})
+            for m in modules
+        ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to a training entry what the two passes found, averaged over ranks."""
@@ -197,7 +214,7 @@ class ReferenceMixin(AnyTrainer):
     def _add_sam_gradients(self, bare: nn.Module, params: list[nn.Parameter], w: Tensor) -> None:
         """Add to `p.grad` the gradients of the group's micro-batches at w + their epsilon."""
         g = torch.stack([g for *_, g in self.group]).sum(0) / self._weight_in_window()
-        g = g * oracles.name_mask(bare, self.sam["perturb"])
+        g = g * beside(oracles.name_mask(bare, self.sam["perturb"]), g)
         if self.sam["scope"] == "global":
             on_ranks(dist.all_reduce, [g])
             g = g / self.accelerator.num_processes
@@ -210,9 +227,10 @@ class ReferenceMixin(AnyTrainer):
             rho = min(self.sam.get("sigma", float("inf")) / float(norm), self.rho)
             epsilon = oracles.perturbation(g, rho=rho, p=self.sam["p"], scale=scale)
         write(params, w + epsilon)
-        for inputs, items, draws, _ in self.group:
+        for inputs, items, draws, buffers, _ in self.group:
             if self.sam["kept"] is None:
                 torch.set_rng_state(draws)
+                restore(buffers)
             loss, pieces = self._gradients(bare, params, inputs, items)
             self.found["perturbed"].append(loss)
             add(pieces, params)
@@ -228,6 +246,8 @@ class ReferenceMixin(AnyTrainer):
 
     def _scaled(self, bare: nn.Module) -> Tensor:
         mask = oracles.weight_mask(bare)
+        if hasattr(self, "head"):
+            mask = torch.cat([mask, oracles.weight_mask(self.head)])
         return mask if self.sam["adaptive"] else torch.zeros_like(mask)
 
 
@@ -269,6 +289,11 @@ def write(params: list[nn.Parameter], w: Tensor) -> None:
             p.copy_(piece.view_as(p))
 
 
-def restore(bare: nn.Module, buffers: list[Tensor]) -> None:
-    for buffer, before in zip(bare.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+def beside(mask: Tensor, g: Tensor) -> Tensor:
+    """A mask of the model's parameters, and 1 for those beside it."""
+    return torch.cat([mask.to(g.dtype), torch.ones(len(g) - len(mask), dtype=g.dtype)])
+
+
+def restore(state: State) -> None:
+    for own, before in state:
+        own.update({name: buffer.clone() for name, buffer in before.items()})

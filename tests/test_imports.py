@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TORCH_ONLY = ("perturbation", "schedule", "selection", "replay", "distributed", "step_log")
-TORCH_ONLY += ("shards", "vectors")
+TORCH_ONLY += ("shards", "vectors", "buffers", "holders", "counted")
 METHODS = tuple(f"methods/{path.stem}" for path in (ROOT / "hf_sam" / "methods").glob("*.py"))
 
 

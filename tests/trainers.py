@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from cases import CLASSES, FEATURES, HIDDEN
 from reference import ReferenceMixin, ReferenceTrainer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerFast,
     Seq2SeqTrainer,
@@ -26,6 +28,8 @@ from hf_sam import (
     SAMTrainer,
 )
 
+AnyTrainer: Any = object  # what a mixin is mixed into
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -40,6 +44,65 @@ class ReferenceSeq2Seq(ReferenceMixin, Seq2SeqTrainer):
     pass
 
 
+class Body(nn.Module):
+    """Features, of which a module outside makes the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, HIDDEN)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"features": torch.tanh(self.layer(x))}
+
+
+class Head(nn.Module):
+    """Trained beside the model, with a moving centre in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(HIDDEN, CLASSES)
+        self.register_buffer("centre", torch.zeros(CLASSES))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        logits = self.layer(features) - self.centre
+        self.centre = 0.9 * self.centre + 0.1 * logits.detach().mean(dim=0)
+        return F.cross_entropy(logits, labels)
+
+
+class LossModuleMixin(AnyTrainer):
+    """Trains a head that is an attribute of the trainer and no part of the model."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        torch.manual_seed(1)
+        self.head = Head().double()
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        trained = [*self.model.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.SGD(trained, lr=self.args.learning_rate, momentum=0.9)
+        # the Trainer zeroes the gradients of the model only
+        self.optimizer.register_step_post_hook(lambda *args: self.head.zero_grad())
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        loss = self.head(model(x=inputs["x"])["features"], inputs["labels"])
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+class PlainLossModule(LossModuleMixin, Trainer):
+    pass
+
+
+class SAMLossModule(SAMMixin, PlainLossModule):
+    pass
+
+
+class ReferenceLossModule(ReferenceMixin, PlainLossModule):
+    pass
+
+
 KINDS = {
     "Trainer": lambda: Kind(SAMTrainer, SAMConfig, ReferenceTrainer, Trainer, TrainingArguments),
     "Seq2SeqTrainer": lambda: Kind(
@@ -50,6 +113,9 @@ KINDS = {
         Seq2SeqTrainingArguments,
     ),
     "SFTTrainer": lambda: sft(),
+    "loss module": lambda: Kind(
+        SAMLossModule, SAMConfig, ReferenceLossModule, PlainLossModule, TrainingArguments
+    ),
 }
 
 

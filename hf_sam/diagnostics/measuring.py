@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
-from ..replay import Buffers, random_state, seeded, set_random_state
+from ..buffers import Buffers
+from ..replay import random_state, seeded, set_random_state
 from .batches import collect
 from .loss import LossFunction, model_loss
 from .objective import Objective

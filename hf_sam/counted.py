@@ -1,0 +1,94 @@
+"""What a pass counts beside its gradient: attributes that `counted_once` names, and log entries."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from .holders import Holders, attributes
+
+# By holder's id and attribute's name: the holder, and what it has there.
+Values = dict[tuple[int, str], tuple[Any, Any]]
+STATE = (bool, int, float, complex, str, Tensor, np.ndarray, list, tuple, dict, set)
+
+
+class Counted:
+    """Attributes that count one of two passes, on the trainer, on loss functions and on modules."""
+
+    def __init__(self, holders: Holders, names: Iterable[str], shared: Iterable[object]) -> None:
+        """Say where to look; a pass may make an attribute later.
+
+        Args:
+            holders: Those of the attributes. The class of one may have a `counted_once` too.
+            names: Of attributes, whoever has them. One that is a module stands for all that the
+                module and those within it count.
+            shared: Parameters, modules and generators, which are never copied.
+        """
+        names = frozenset(names)
+        self._shared = {id(each): each for each in shared}
+        self._owners = [
+            (owner, names.union(getattr(type(owner), "counted_once", ())))
+            for owner in [*holders.objects.values(), *holders.modules.values()]
+        ]
+
+    def now(self) -> Values:
+        """Return what the attributes are now, themselves and no copies."""
+        found: Values = {}
+        for owner, names in self._owners:
+            own = vars(owner)
+            for name in names & own.keys():
+                found[id(owner), name] = owner, own[name]
+            if isinstance(owner, nn.Module):
+                for name in names & owner._modules.keys():
+                    found |= _within(owner._modules[name])
+        modules = [value for _, value in found.values() if isinstance(value, nn.Module)]
+        for module in modules:
+            found |= _within(module)
+        return {place: at for place, at in found.items() if not isinstance(at[1], nn.Module)}
+
+    def copied(self) -> Values:
+        """Return copies of what the attributes are now."""
+        return {place: (owner, self._copy(x)) for place, (owner, x) in self.now().items()}
+
+    def put(self, values: Values) -> None:
+        """Bind the attributes to these values, and unbind those that had none."""
+        for place, (owner, _) in self.now().items():
+            if place not in values:
+                del owner.__dict__[place[1]]
+        for (_, name), (owner, value) in values.items():
+            owner.__dict__[name] = value
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and not value.is_leaf:  # which deepcopy refuses
+            return value.detach().clone()
+        if type(value) in (list, tuple):
+            return type(value)(map(self._copy, value))
+        if type(value) is dict:
+            return {key: self._copy(item) for key, item in value.items()}
+        return copy.deepcopy(value, dict(self._shared))
+
+
+def _within(module: nn.Module | None) -> Values:
+    """Return the attributes of a module, and of those within it, that may count something."""
+    return {
+        (id(each), name): (each, value)
+        for each in ([] if module is None else module.modules())
+        for name, value in attributes(each).items()
+        if isinstance(value, STATE)
+    }
+
+
+@contextmanager
+def unlogged(trainer: Any) -> Iterator[None]:
+    """Drop what the block logs by `trainer.log`, also where a subclass or the user replaced it."""
+    own = vars(trainer)
+    replaced = {"log": own["log"]} if "log" in own else {}
+    own["log"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del own["log"]
+        own.update(replaced)
