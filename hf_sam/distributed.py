@@ -157,8 +157,8 @@ def use_shards(model: nn.Module) -> None:
 
 
 @contextmanager
-def resharded(model: nn.Module) -> Iterator[None]:
-    """Free, on leaving, what FSDP2 gathered of the weights in the block.
+def on_shards(model: nn.Module) -> Iterator[None]:
+    """Use shards in the block, and free on leaving what FSDP2 gathered of the weights in it.
 
     After an exception in a perturbed pass the shards are w again, but gathered copies of w +
     epsilon would serve the next forward pass. (Where a module keeps its weights gathered after a
@@ -170,6 +170,7 @@ def resharded(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    use_shards(model)
     try:
         yield
     except BaseException:
@@ -179,6 +180,21 @@ def resharded(model: nn.Module) -> Iterator[None]:
     finally:
         for module in _fsdp_modules(model):
             module.reshard()
+
+
+def before_clean_pass(
+    ddp: DistributedDataParallel | None, params: Iterable[Tensor], *, reduced: bool
+) -> None:
+    """Have both passes begin from the buffers that DDP broadcasts, and keep gradients apart.
+
+    Args:
+        ddp: The wrapper; None without one.
+        params: The trainable ones.
+        reduced: Whether the pass reduces its gradients.
+    """
+    if reduced:
+        leave_buckets(params)
+    broadcast_buffers(ddp)
 
 
 def leave_buckets(params: Iterable[Tensor]) -> None:
@@ -204,7 +220,7 @@ def leave_buffers_alone(ddp: DistributedDataParallel | None) -> None:
 def broadcast_buffers(ddp: DistributedDataParallel | None) -> None:
     """Broadcast the buffers now, if DDP would in the next forward pass, and not in that one again.
 
-    A clean pass on a share of the micro-batch has its buffers undone, and must not undo these.
+    What the passes begin from is remembered after it.
 
     Args:
         ddp: The wrapper; None without one.

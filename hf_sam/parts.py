@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .buffers import Buffers, Snapshot
-from .counted import Counted, Values
+from .counted import Counted, Values, unlogged
 from .distributed import wrapper_in
 from .holders import Holders
 from .replay import RandomState, random_state
@@ -79,17 +79,19 @@ class Parts:
         draws = random_state(self.devices, self.holders.generators)
         return Start(draws, self.buffers.snapshot(), self.counted.copied())
 
-    def begin_at(self, start: Start) -> None:
-        """Put buffers and counted attributes back to where they were; draws are `replayed`."""
-        self.buffers.put_back(start.buffers)
-        self.counted.put(start.counted)
-
     @contextmanager
-    def undone(self) -> Iterator[None]:
-        """Undo what the block does to buffers and counted attributes."""
+    def undone(self, start: Start) -> Iterator[None]:
+        """Begin the block at a start, undo what it changes and counts, and drop what it logs.
+
+        Args:
+            start: Where both are put back to; its draws are `replayed`.
+        """
         buffers, counted = self.buffers.snapshot(), self.counted.now()
         try:
-            yield
+            self.buffers.put_back(start.buffers)
+            self.counted.put(start.counted)
+            with unlogged(self.holders.objects["trainer"]):
+                yield
         finally:
             self.buffers.put_back(buffers)
             self.counted.put(counted)

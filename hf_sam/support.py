@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import BatchSampler
-from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers import DataCollatorWithFlattening, Trainer
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_sagemaker_mp_enabled, logging
 
@@ -21,7 +19,6 @@ from .distributed import (
 )
 from .generating import generates
 from .parts import UNNAMED, Parts
-from .schedule import SMALLEST_CUT, AscentSchedule, steps_of, within
 
 logger = logging.get_logger(__name__)
 
@@ -42,7 +39,7 @@ def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
         ValueError: Saying what cannot be had and what to use instead.
     """
     sam.require_valid_fields()
-    uncut = _why_uncut(trainer)
+    uncut = why_uncut(trainer)
     if sam.ascent_fraction < 1 and uncut:
         raise ValueError(
             f"`ascent_fraction` must cut a batch between examples, got {uncut}: set "
@@ -136,7 +133,8 @@ def require_descent_only(optimizer: torch.optim.Optimizer) -> None:
     kind = type(optimizer)
     closure = inspect.signature(kind.step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is closure.empty
-    if needs_closure or hasattr(optimizer, "first_step"):
+    is_sam = hasattr(kind, "first_step") or any("SAM" in base.__name__ for base in kind.__mro__)
+    if needs_closure or is_sam:
         raise ValueError(
             f"the base optimizer must step along the gradient that SAM leaves, got {kind.__name__}"
             ", which makes passes of its own: use the optimizer that it wraps, as SGD or AdamW."
@@ -149,16 +147,23 @@ def leave_evaluation(optimizer: Any) -> None:
         optimizer.train()
 
 
-def not_called(trainer: Trainer, mixin: type) -> ValueError:
-    """Return the error of a trainer whose own `training_step` has taken the place of SAM's.
+def require_called(trainer: Trainer, mixin: type, *, is_called: bool | None) -> None:
+    """Raise a ValueError if an optimizer step has passed without SAM's `training_step`.
 
     Args:
-        trainer: After an optimizer step.
+        trainer: In training.
         mixin: Whose `training_step` should have been called.
+        is_called: Whether it was; None before the first step.
     """
+    if (
+        not isinstance(trainer.args, SAMArguments)
+        or trainer.args.rho == 0
+        or is_called is not False
+    ):
+        return
     kinds = [kind for kind in type(trainer).__mro__ if "training_step" in vars(kind)]
-    name = "an attribute of the trainer" if "training_step" in vars(trainer) else kinds[0].__name__
-    return ValueError(
+    name = "the trainer itself" if "training_step" in vars(trainer) else kinds[0].__name__
+    raise ValueError(
         f"SAM must make the training step, got a `training_step` of {name} that does not call "
         f"{mixin.__name__}'s: mix {mixin.__name__} in before the class that has it, `class "
         f"MyTrainer({mixin.__name__}, ...)`, or call `super().training_step` there."
@@ -175,7 +180,7 @@ def _kinds(trainer: Trainer) -> frozenset[str]:
     return frozenset(kind.__name__ for kind in type(trainer).__mro__)
 
 
-def _why_uncut(trainer: Trainer) -> str | None:
+def why_uncut(trainer: Trainer) -> str | None:
     """Say what keeps the first rows of a micro-batch from being its first examples, if anything."""
     pairing, collator = PAIRING & _kinds(trainer), trainer.data_collator
     if pairing:
@@ -185,113 +190,9 @@ def _why_uncut(trainer: Trainer) -> str | None:
     return None
 
 
-def rows_of(trainer: Trainer) -> int:
-    """Return into how many rows the micro-batch of a device can be cut."""
-    if _why_uncut(trainer):
-        return 1
-    loader = trainer.callback_handler.train_dataloader  # maybe not the Trainer's own
-    total = getattr(loader, "total_batch_size", None)  # by accelerate, if it has a sampler
-    if total is not None:  # of all ranks, where the sampler knows of them
-        own = loader.sampler if isinstance(loader.sampler, BatchSampler) else loader.batch_sampler
-        return max(1, total // getattr(own, "num_processes", 1))
-    shared = trainer.accelerator.split_batches  # one batch is dealt out to all ranks
-    ranks = trainer.accelerator.num_processes if shared else 1
-    return max(1, trainer._train_batch_size // ranks)
-
-
-def _least_rows(trainer: Trainer, sam: SAMArguments) -> int:
-    """Return how many rows a share must have: two for BatchNorm, or if the user chose none."""
-    has_batch_norm = any(isinstance(module, _BatchNorm) for module in trainer.model.modules())
-    return SMALLEST_CUT if sam.max_overhead is not None or has_batch_norm else 1
-
-
 def _backend(trainer: Trainer) -> str:
     if is_sagemaker_mp_enabled():  # of which accelerate knows nothing
         return "SAGEMAKER_MP"
     if trainer.accelerator.is_fsdp2:
         return "FSDP2"
     return trainer.accelerator.distributed_type.value
-
-
-def schedule_of(
-    args: TrainingArguments, sam: SAMArguments, max_steps: int, *, rows: int, least: int
-) -> AscentSchedule:
-    """Return when a run of `max_steps` optimizer steps ascends, with micro-batches of `rows`.
-
-    A share of one has at least `least` rows.
-    """
-    method = sam.chosen_method
-    schedule = AscentSchedule(
-        interval=sam.ascent_interval,
-        start=steps_of(sam.ascent_start, max_steps),
-        shape=sam.rho_schedule,
-        warmup=args.get_warmup_steps(max_steps),
-        total=max_steps,
-        probability=method.probability,
-        seed=args.seed,
-        fraction=sam.ascent_fraction if method.has_clean_pass else 0.0,
-        rows=rows,
-        least=least,
-    )
-    return schedule if sam.max_overhead is None else within(schedule, sam.max_overhead)
-
-
-def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
-    """Return the forward-backward passes of a run over its optimizer steps.
-
-    Args:
-        args: The run's; without SAM's fields the passes are the base optimizer's.
-        steps: Of the run. They matter where shares of a run are rounded to steps. (Of BatchNorm,
-            for which shares are rounded up to two rows, nothing is known here.)
-    """
-    rows = args.train_batch_size
-    if not isinstance(args, SAMArguments) or args.rho == 0:
-        return 1.0
-    return schedule_of(args, args, steps, rows=rows, least=1).passes(steps) / steps
-
-
-def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
-    """Return the schedule of a run, and say what was chosen for the user; warn where it is idle.
-
-    Raises:
-        ValueError: If the length of the run is needed, and a training step is made outside of one.
-    """
-    max_steps = trainer.state.max_steps
-    is_share = 0 < sam.ascent_start < 1
-    if not max_steps and (sam.max_overhead or is_share or sam.rho_schedule != "constant"):
-        raise ValueError(
-            "`max_overhead`, `rho_schedule` and an `ascent_start` below 1 need the length of a "
-            "run, got a training step outside of `train()`: call that, or leave them out."
-        )
-    rows, least = rows_of(trainer), _least_rows(trainer, sam)
-    schedule = schedule_of(trainer.args, sam, max_steps, rows=rows, least=least)
-    if schedule.is_idle:
-        logger.warning(
-            f"SAM will never be active in {max_steps} optimizer steps: {_why_idle(schedule, sam)}, "
-            "or train for longer."
-        )
-    elif sam.max_overhead is not None:
-        more = ", as SAM at every step costs 2" if sam.max_overhead > 2 else ""
-        logger.warning(
-            f"`max_overhead={sam.max_overhead}`: `ascent_interval` is {schedule.interval} and "
-            f"`ascent_fraction` {schedule.fraction}, for {schedule.ascents(max_steps)} ascents in "
-            f"{max_steps} optimizer steps{more}."
-        )
-    if sam.method == "looksam" and schedule.interval == 1:
-        logger.warning(
-            "looksam reuses nothing between ascents at every step: set `ascent_interval`, 5 for "
-            "the paper's setting."
-        )
-    return schedule
-
-
-def _why_idle(schedule: AscentSchedule, sam: SAMArguments) -> str:
-    waits = schedule.shape != "constant" and schedule.warmup >= schedule.total
-    if sam.max_overhead is not None and not waits:
-        return f"`max_overhead={sam.max_overhead}` pays for no ascent; raise it"
-    if schedule.begin >= schedule.total:
-        return (
-            f"it would begin at step {schedule.begin}; lower `ascent_start`, or `warmup_steps` "
-            "beside a `rho_schedule`"
-        )
-    return "no coin falls for it; raise the `p` of rst"

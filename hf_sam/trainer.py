@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,7 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from .ascent import Ascent
 from .config import SAMArguments
-from .counted import unlogged
-from .distributed import (
-    broadcast_buffers,
-    is_sharded,
-    leave_buckets,
-    leave_buffers_alone,
-    resharded,
-    use_shards,
-)
+from .distributed import before_clean_pass, is_sharded, leave_buffers_alone, on_shards
 from .inputs import copied
 from .loss_scale import loss_scale
 from .memory_file import load_memory, save_memory
@@ -29,6 +21,7 @@ from .model_card import add_sam_to_card
 from .overhead import Overhead
 from .parts import Parts, Walk
 from .perturbation import gradients_set_aside, perturbed, put_gradients, take_gradients
+from .planning import planned_schedule
 from .replay import replayed
 from .schedule import AscentSchedule
 from .share import share_of
@@ -38,11 +31,10 @@ from .support import (
     check_backend,
     check_model,
     leave_evaluation,
-    not_called,
-    planned_schedule,
+    require_called,
 )
 from .watch import Watch
-from .window import MicroBatch, Window
+from .window import MicroBatch, Window, last_alone
 
 if TYPE_CHECKING:
     from transformers import Trainer as AnyTrainer  # what the mixin is mixed into
@@ -73,7 +65,8 @@ class SAMMixin(AnyTrainer):
     _overhead, _walk, _watch = Overhead(torch.device("cpu")), Walk(), Watch()
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
-    _is_supported = _is_sharded = _is_fetched = _is_called = False
+    _is_supported = _is_sharded = False
+    _is_called: bool | None = None  # `training_step`, since the first window was fetched
     current_gradient_accumulation_steps = 1  # until the Trainer fetches a window
 
     @property
@@ -109,27 +102,21 @@ class SAMMixin(AnyTrainer):
         if not self._is_supported:  # rho was 0 when training started, or it has not
             check_backend(self, self.sam_arguments)
             self._check_model(model)
-        if self._is_sharded:
-            use_shards(model)
         leave_evaluation(self.optimizer)
-        parts = self._walk.parts_of(model, self)
-        shards_kept = resharded(model) if self._is_sharded else nullcontext()
-        with self._overhead.step(), shards_kept, self._current_window(parts) as window:
-            if self._ascent.method.has_clean_pass and (self._rho > 0 or window.group):
-                broadcast_buffers(parts.ddp)
-                micro_batch = MicroBatch(inputs, num_items_in_batch, parts.start())
-                loss = self._clean_pass(model, parts, window, micro_batch)
-            else:
-                loss = self._only_pass(model, parts, inputs, num_items_in_batch)
-            window.count(is_last=inputs is self._last_inputs)
-            if window.group and (window.scope == "micro_batch" or window.is_complete):
-                self._descend_from_perturbed(model, parts, window)
-            if window.is_complete:
-                self._ascent.finish(parts.trainable, window.kept_clean_grad)
-                window.add_leftovers(parts.trainable, parts.outside, self.accelerator)
-                parts.buffers.look(window.before)
-                if self._watch.end_step():
-                    self._walk.forget()
+        sharded = on_shards(model) if self._is_sharded else nullcontext()
+        with self._overhead.step(), sharded:
+            parts = self._walk.parts_of(model, self)
+            window, micro_batch = self._window_of(parts), MicroBatch(inputs, num_items_in_batch)
+            with window.undone_if_it_fails():
+                if self._ascent.method.has_clean_pass and (self._rho > 0 or window.group):
+                    loss = self._clean_pass(model, parts, window, micro_batch)
+                else:
+                    loss = self._only_pass(model, parts, micro_batch)
+                window.count(is_last=inputs is self._last_inputs)
+                if window.group and (window.scope == "micro_batch" or window.is_complete):
+                    self._descend_from_perturbed(model, parts, window)
+                if window.is_complete:
+                    self._finish(parts, window)
         return loss
 
     def get_batch_samples(
@@ -139,31 +126,28 @@ class SAMMixin(AnyTrainer):
         if self._window is not None:
             self._window.warn_if_lost(self.state.global_step)
         self._window = None
-        self._require_called()
+        require_called(self, SAMMixin, is_called=self._is_called)
         micro_batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._is_fetched = bool(micro_batches)
-        last = micro_batches[-1] if micro_batches else None
-        self._last_inputs = last if sum(other is last for other in micro_batches) == 1 else None
+        if micro_batches:
+            self._is_called = self._is_called or self.sam_arguments.rho == 0
+        self._last_inputs = last_alone(micro_batches)
         return micro_batches, items
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the plain Trainer does; the metrics returned have `train_overhead` too.
+        """Train as the plain Trainer does, and return `train_overhead` among the metrics.
 
-        That is the run time over that without what SAM has added: not in the log, as two equal
-        trainings have equal logs.
+        It is no entry of the log: two equal trainings have equal ones.
         """
         try:
             output = super().train(*args, **kwargs)
-            self._require_called()
-        finally:
-            # a window may have been left unfinished
+            require_called(self, SAMMixin, is_called=self._is_called)
+        finally:  # a window may have been left unfinished
             self._window = self._last_inputs = None
             self._ascent.memory, self._walk = {}, Walk()
         if self.sam_arguments.rho > 0:
             allowed = self.sam_arguments.max_overhead if self.ascent_schedule.fraction < 1 else None
-            runtime = output.metrics["train_runtime"]
-            self.train_overhead = self._overhead.of(runtime, allowed=allowed)
-            output.metrics["train_overhead"] = self.train_overhead
+            overhead = self._overhead.of(output.metrics["train_runtime"], allowed=allowed)
+            self.train_overhead = output.metrics["train_overhead"] = overhead
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -191,7 +175,7 @@ class SAMMixin(AnyTrainer):
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Check, once backend and then model are known, that SAM can train them."""
         self._step_log, self._window, self._is_supported = StepLog(), None, False
-        self._is_fetched, self._is_called, self.train_overhead = False, False, None
+        self._is_called = self.train_overhead = None
         # until the model is known, and for rho = 0
         self._ascent, self.ascent_schedule = Ascent(SAMArguments()), AscentSchedule()
         self.sam_arguments.require_valid_fields()
@@ -229,43 +213,26 @@ class SAMMixin(AnyTrainer):
         """The radius at this optimizer step; 0 where it is the base optimizer's."""
         return self.sam_arguments.rho * self.ascent_schedule.share_at(self.state.global_step)
 
-    @contextmanager
-    def _current_window(self, parts: Parts) -> Iterator[Window]:
-        """Give the window that a training step belongs to, and forget it when it is complete."""
-        if self._window is None:
+    def _window_of(self, parts: Parts) -> Window:
+        """Return the window that a training step belongs to."""
+        if self._window is None or self._window.is_complete:  # which it is after an exception
             default = "global" if self._is_sharded else self._ascent.method.scope
-            self._window = Window(
-                scope=self.sam_arguments.ascent_scope or default,
-                length=self.current_gradient_accumulation_steps,
-                begun_at=self.state.global_step,
-                buffers=parts.buffers,
-            )
+            scope = self.sam_arguments.ascent_scope or default
+            length = self.current_gradient_accumulation_steps
+            self._window = Window(scope, length, self.state.global_step, parts.buffers)
             if self._ascent.method.changes_gradient:
                 self._window.leftovers = take_gradients(parts.trainable.values())
-        window = self._window
-        try:
-            with window.undone_if_it_fails():
-                yield window
-        finally:
-            if window.is_complete:
-                self._window = None
+        return self._window
 
     def _pass(
-        self,
-        model: nn.Module,
-        parts: Parts,
-        inputs: Mapping[str, Any],
-        items: Tensor | int | None,
-        *,
-        reduced: bool,
+        self, model: nn.Module, parts: Parts, micro_batch: MicroBatch, *, reduced: bool
     ) -> Tensor:
         """Make a plain training step; `reduced` lets ranks synchronise where the Trainer does."""
         reduced = reduced or self._is_sharded  # FSDP2 has no gradient that is not reduced
-        with (
-            self._watch.of_pass(parts, self.counted_once),
-            nullcontext() if reduced else self.accelerator.no_sync(model),
-        ):
-            return super().training_step(model, copy.copy(inputs), items)
+        unreduced = nullcontext() if reduced else self.accelerator.no_sync(model)
+        with self._watch.of_pass(parts, self.counted_once), unreduced:
+            inputs = copy.copy(micro_batch.inputs)
+            return super().training_step(model, inputs, micro_batch.num_items_in_batch)
 
     def _clean_pass(
         self, model: nn.Module, parts: Parts, window: Window, micro_batch: MicroBatch
@@ -273,29 +240,24 @@ class SAMMixin(AnyTrainer):
         """Add a micro-batch's gradient at w to the window's, and return its loss."""
         params, is_global = parts.trainable, window.scope == "global"
         is_whole = self.ascent_schedule.fraction == 1
-        share = share_of(self, micro_batch, self.ascent_schedule)
-        inputs, items = copied(share.inputs), share.num_items_in_batch
-        if is_global:
-            leave_buckets(params.values())
+        share = copied(share_of(self, micro_batch, self.ascent_schedule))
+        before_clean_pass(parts.ddp, params.values(), reduced=is_global)
+        start = parts.start()
         with gradients_set_aside(params.values()):
             put_gradients(params.values(), window.clean_grad)
-            with self._overhead.plain_pass() if is_whole else self._uncounted(parts):
-                if not is_whole:
-                    parts.begin_at(micro_batch.start)
-                loss = self._pass(model, parts, inputs, items, reduced=is_global)
+            with self._overhead.plain_pass() if is_whole else parts.undone(start):
+                loss = self._pass(model, parts, share, reduced=is_global)
             window.clean_grad = self._ascent.take_clean_grad(params)
-        window.add(micro_batch, loss)
+        window.add(micro_batch, start, loss)
         return loss
 
-    def _only_pass(
-        self, model: nn.Module, parts: Parts, inputs: Mapping[str, Any], items: Tensor | int | None
-    ) -> Tensor:
+    def _only_pass(self, model: nn.Module, parts: Parts, micro_batch: MicroBatch) -> Tensor:
         """Make the pass at w + epsilon where epsilon is known without a clean pass."""
         params, state = parts.trainable, base_optimizer(self).state
         perturbation = self._ascent.from_memory(params, state, rho=self._rho)
         with perturbed(params.values(), perturbation), self._overhead.plain_pass():
             del perturbation
-            return self._pass(model, parts, inputs, items, reduced=True)
+            return self._pass(model, parts, micro_batch, reduced=True)
 
     def _descend_from_perturbed(self, model: nn.Module, parts: Parts, window: Window) -> None:
         """Add to `p.grad` the gradients at w + epsilon of the micro-batches that share epsilon."""
@@ -308,32 +270,26 @@ class SAMMixin(AnyTrainer):
         window.kept_clean_grad = self._ascent.kept(clean_grad)
         perturbation, norm = self._ascent.from_clean_grad(params, clean_grad, rho=rho, scale=scale)
         losses = []
-        counted = self._uncounted(parts) if is_whole else self._overhead.plain_pass()
-        with perturbed(params.values(), perturbation), counted:
+        with perturbed(params.values(), perturbation):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
             leave_buffers_alone(parts.ddp)
-            for micro_batch in group:
-                if is_whole:
-                    parts.begin_at(micro_batch.start)
-                inputs, items = micro_batch.inputs, micro_batch.num_items_in_batch
-                is_last = micro_batch is group[-1]
-                with replayed(micro_batch.start.draws) if replays else nullcontext():
-                    losses.append(self._pass(model, parts, inputs, items, reduced=is_last))
+            for i, (micro_batch, start) in enumerate(group, start=1):
+                counted = parts.undone(start) if is_whole else self._overhead.plain_pass()
+                with counted, replayed(start.draws) if replays else nullcontext():
+                    losses.append(self._pass(model, parts, micro_batch, reduced=i == len(group)))
         if is_whole:  # or the losses are not of the same examples
             found, filters = (clean_losses, losses, norm), self.args.logging_nan_inf_filter
             step = self.state.global_step
             self._step_log = self._step_log.add(*found, step=step, filter_nonfinite=filters)
 
-    @contextmanager
-    def _uncounted(self, parts: Parts) -> Iterator[None]:
-        """Undo what one of two passes does to the buffers and what it counts; drop its logs."""
-        with parts.undone(), unlogged(self):
-            yield
-
-    def _require_called(self) -> None:
-        """Raise a ValueError if an optimizer step has passed without SAM's `training_step`."""
-        if self.sam_arguments.rho > 0 and self._is_fetched and not self._is_called:
-            raise not_called(self, SAMMixin)
+    def _finish(self, parts: Parts, window: Window) -> None:
+        """Leave in `p.grad` what the base optimizer descends along, and forget the window."""
+        self._ascent.finish(parts.trainable, window.kept_clean_grad)
+        window.add_leftovers(parts.trainable, parts.outside, self.accelerator)
+        parts.buffers.look(window.before)
+        if self._watch.end_step():
+            self._walk.forget()
+        self._window = None
 
 
 class SAMTrainer(SAMMixin, Trainer):

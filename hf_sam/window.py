@@ -1,6 +1,6 @@
 """The micro-batches of one optimizer step, remembered until their perturbation is known."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,12 @@ class MicroBatch:
 
     inputs: Mapping[str, Any]
     num_items_in_batch: Tensor | int | None  # label items in the window, as the Trainer counts them
-    start: Start  # what the clean pass begins from
+
+
+def last_alone(micro_batches: Sequence[Any]) -> Any:
+    """Return the last one, by which the end of a window is known; None if it comes twice."""
+    last = micro_batches[-1] if micro_batches else None
+    return last if sum(other is last for other in micro_batches) == 1 else None
 
 
 @dataclass
@@ -43,7 +48,8 @@ class Window:
     steps: int = 0  # training steps made
     is_complete: bool = False  # the last micro-batch has had its clean pass
     group: list[MicroBatch] = field(default_factory=list)  # they share the next perturbation
-    clean_losses: list[Tensor] = field(default_factory=list)  # () each, aligned with `group`
+    starts: list[Start] = field(default_factory=list)  # of their passes, aligned with `group`
+    clean_losses: list[Tensor] = field(default_factory=list)  # () each, likewise
     clean_grad: list[Tensor | None] | None = None  # the group's, aligned with the parameters
     leftovers: list[Tensor | None] | None = None  # that lay in `p.grad` when the window began
     kept_clean_grad: list[Tensor | None] | None = None  # the same, for a method that descends by it
@@ -62,9 +68,10 @@ class Window:
                 "where the method has it, training steps may be skipped."
             )
 
-    def add(self, micro_batch: MicroBatch, clean_loss: Tensor) -> None:
+    def add(self, micro_batch: MicroBatch, start: Start, clean_loss: Tensor) -> None:
         """Add a micro-batch that has had its clean pass to the group."""
         self.group.append(micro_batch)
+        self.starts.append(start)
         self.clean_losses.append(clean_loss)
 
     def count(self, *, is_last: bool) -> None:
@@ -117,9 +124,12 @@ class Window:
                 dense = torch.zeros_like(param) if own is None else as_dense(own)
                 self.clean_grad[i] = accelerator.reduce(dense, "mean")
 
-    def take_group(self) -> tuple[list[MicroBatch], list[Tensor], list[Tensor | None]]:
+    def take_group(
+        self,
+    ) -> tuple[list[tuple[MicroBatch, Start]], list[Tensor], list[Tensor | None]]:
         """Return micro-batches, clean losses and clean gradient of the group; the next is empty."""
         assert self.clean_grad is not None
-        group = self.group, self.clean_losses, self.clean_grad
-        self.group, self.clean_losses, self.clean_grad = [], [], None
-        return group
+        pairs = list(zip(self.group, self.starts, strict=True))
+        taken = pairs, self.clean_losses, self.clean_grad
+        self.group, self.starts, self.clean_losses, self.clean_grad = [], [], [], None
+        return taken

@@ -13,7 +13,7 @@ from options import parse_options
 
 from hf_sam import SAMArguments, SAMConfig
 from hf_sam.model_card import without_tokens
-from hf_sam.support import passes_per_step
+from hf_sam.planning import passes_per_step
 
 HELP = """\
 Each arm is trained with every seed, from the same start, on the same images in the same order:

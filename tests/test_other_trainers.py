@@ -68,12 +68,25 @@ def test_an_adapter_alone_is_perturbed(tmp_path: Path) -> None:
     assert not any(m.any() for name, m in moved.items() if "lora_" not in name)
 
 
-def test_trainers_that_generate_are_refused(tmp_path: Path) -> None:
-    class GRPOTrainer(SAMTrainer):
-        """Called as trl's is."""
+class Generates(SAMTrainer):
+    """As trl's do: from method to method, to what is called `generate`."""
 
-    with pytest.raises(ValueError, match="got a GRPOTrainer, which generates a new one"):
-        make_trainer(build("mlp"), tmp_path, trainer=GRPOTrainer).train()
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return super()._prepare_inputs(self.completions(inputs))
+
+    def completions(self, inputs: Any) -> Any:
+        return [row for row in self.model.generate(inputs)]
+
+
+class GeneratesToEvaluate(SAMTrainer):
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.model.generate()
+
+
+def test_trainers_that_generate_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got a Generates, which generates texts while it trains"):
+        make_trainer(build("mlp"), tmp_path, trainer=Generates).train()
+    make_trainer(build("mlp"), tmp_path, trainer=GeneratesToEvaluate, max_steps=1).train()
 
 
 def test_hyperparameter_search_over_rho(tmp_path: Path) -> None:

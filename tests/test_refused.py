@@ -48,8 +48,9 @@ def test_sharded_parameters() -> None:
         model = torch.nn.Linear(4, 4)
         mesh = init_device_mesh("cpu", (1,))
         model.weight = torch.nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
+        given = {"scope": "micro_batch", "accumulation": 1, "ranks": 1}
         with pytest.raises(ValueError, match="sharded by FSDP2 alone, got `weight` beside it"):
-            require_supported_model(model, scope="micro_batch", accumulation=1, ranks=1)
+            require_supported_model(model, dict(model.named_parameters()), **given)
     finally:
         dist.destroy_process_group()
 
@@ -129,3 +130,41 @@ def test_complex_parameters(tmp_path: Path) -> None:
 def test_first_version_of_fsdp() -> None:
     with pytest.raises(ValueError, match="got FSDP in its first version: set `fsdp_version` to 2"):
         require_supported_backend("FSDP", devices=1, optimizer="sgd", ranks_per_batch=ALONE)
+
+
+def test_data_parallel_by_hand(tmp_path: Path) -> None:
+    model = torch.nn.DataParallel(build("mlp"))
+    with pytest.raises(ValueError, match="got a model in DataParallel: pass the model itself"):
+        make_trainer(model, tmp_path).train()
+
+
+def test_nothing_to_train(tmp_path: Path) -> None:
+    model = build("mlp").requires_grad_(False)
+    with pytest.raises(ValueError, match="must find a parameter that is trained, got a model"):
+        make_trainer(model, tmp_path).train()
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure: Any) -> Any:
+        return super().step(closure)
+
+
+class TwoSteps(torch.optim.SGD):
+    """As implementations of SAM for hand-written loops have it."""
+
+    def first_step(self) -> None: ...
+
+
+class MySAM(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        assert closure is not None, "SAM requires closure"
+
+
+@pytest.mark.parametrize("kind", [NeedsClosure, TwoSteps, MySAM, torch.optim.LBFGS])
+def test_optimizers_that_make_passes_of_their_own(
+    kind: type[torch.optim.Optimizer], tmp_path: Path
+) -> None:
+    model = build("mlp")
+    given = {"optimizers": (kind(model.parameters(), lr=0.1), None)}
+    with pytest.raises(ValueError, match=f"got {kind.__name__}, which makes passes of its own"):
+        make_trainer(model, tmp_path, trainer_kwargs=given).train()

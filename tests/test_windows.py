@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Recorder, build, make_trainer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from hf_sam import SAMTrainer
@@ -215,31 +215,3 @@ def test_ascent_grad_norm_follows_the_trainers_flag(
         trainer.train()
         entries.append(trainer.state.log_history[0]["ascent_grad_norm"])
     assert entries[0] == pytest.approx(entries[1], rel=1e-6)
-
-
-class Standardises(nn.Module):
-    """Changes its input in place, as models that normalise in `forward` do: from a pass on."""
-
-    def __init__(self, first: int) -> None:
-        super().__init__()
-        self.model, self.first, self.calls = build("mlp"), first, 0
-        self.given: list[int] = []
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        self.given.append(x.data_ptr())
-        if self.calls >= self.first:
-            x.sub_(0.5)
-        self.calls += 1
-        return self.model(x, labels)
-
-
-def test_a_model_that_begins_to_change_its_inputs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must change its inputs in place at every step or at"):
-        make_trainer(Standardises(2), tmp_path).train()
-
-
-def test_inputs_that_are_left_alone_are_not_copied(tmp_path: Path) -> None:
-    model = Standardises(10**6)
-    make_trainer(model, tmp_path, max_steps=4).train()
-    clean, perturbed = model.given[::2], model.given[1::2]
-    assert [a == b for a, b in zip(clean, perturbed, strict=True)] == [False, True, True, True]
