@@ -49,7 +49,7 @@ class _Copy:
 class Snapshot:
     """All buffers at one moment; what did not change between two snapshots they share."""
 
-    bound: list[tuple[Bound, Bound]]  # a module's own dictionary, and what was in it
+    bound: dict[int, tuple[Bound, Bound]]  # a module's own dictionary by id, and what was in it
     copies: dict[int, _Copy]  # by the buffer's id
 
 
@@ -84,7 +84,7 @@ class Buffers:
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
         """Return the buffers as they are now. Memory: a copy of those that may have changed."""
-        bound = [(own, dict(own)) for own in self._owners]
+        bound = {id(own): (own, dict(own)) for own in self._owners if own}
         buffers = {id(b): b for own in self._owners for b in own.values() if b is not None}
         copies = {}
         for key, buffer in buffers.items():
@@ -102,7 +102,10 @@ class Buffers:
     @torch.no_grad()
     def put_back(self, snapshot: Snapshot) -> None:
         """Bind the tensors of a snapshot again and give them their values, any number of times."""
-        for own, bound in snapshot.bound:
+        for own in self._owners:
+            if own and id(own) not in snapshot.bound:
+                own.clear()
+        for own, bound in snapshot.bound.values():
             if own.keys() != bound.keys() or any(own[n] is not b for n, b in bound.items()):
                 own.clear()
                 own.update(bound)

@@ -29,25 +29,24 @@ class Counted:
         """
         names = frozenset(names)
         self._shared = {id(each): each for each in shared}
+        owners = [*holders.objects.values(), *holders.modules.values()]
         self._owners = [
             (owner, names.union(getattr(type(owner), "counted_once", ())))
-            for owner in [*holders.objects.values(), *holders.modules.values()]
+            for owner in owners
+            if not _is_torchs(owner) or names & vars(owner).keys()  # a layer counts nothing itself
         ]
 
     def now(self) -> Values:
         """Return what the attributes are now, themselves and no copies."""
         found: Values = {}
         for owner, names in self._owners:
-            own = vars(owner)
-            for name in names & own.keys():
-                found[id(owner), name] = owner, own[name]
-            if isinstance(owner, nn.Module):
-                for name in names & owner._modules.keys():
-                    found |= _within(owner._modules[name])
-        modules = [value for _, value in found.values() if isinstance(value, nn.Module)]
-        for module in modules:
-            found |= _within(module)
-        return {place: at for place, at in found.items() if not isinstance(at[1], nn.Module)}
+            own, modules = vars(owner), vars(owner).get("_modules", {})
+            for name in names:
+                if name in own and not isinstance(own[name], nn.Module):
+                    found[id(owner), name] = owner, own[name]
+                elif name in own or name in modules:
+                    found |= _within(own.get(name, modules.get(name)))
+        return found
 
     def copied(self) -> Values:
         """Return copies of what the attributes are now."""
@@ -69,6 +68,10 @@ class Counted:
         if type(value) is dict:
             return {key: self._copy(item) for key, item in value.items()}
         return copy.deepcopy(value, dict(self._shared))
+
+
+def _is_torchs(owner: object) -> bool:
+    return type(owner).__module__.startswith("torch.nn.modules.")
 
 
 def _within(module: nn.Module | None) -> Values:

@@ -74,10 +74,14 @@ class Parts:
         trainable = {name: param for name, param in self.params.items() if param.requires_grad}
         return replace(self, trainable=trainable)
 
-    def start(self) -> Start:
-        """Remember what the next pass begins from."""
+    def start(self, buffers: Snapshot | None = None) -> Start:
+        """Remember what the next pass begins from.
+
+        Args:
+            buffers: Where a snapshot of this moment is there already.
+        """
         draws = random_state(self.devices, self.holders.generators)
-        return Start(draws, self.buffers.snapshot(), self.counted.copied())
+        return Start(draws, buffers or self.buffers.snapshot(), self.counted.copied())
 
     @contextmanager
     def undone(self, start: Start) -> Iterator[None]:

@@ -242,7 +242,7 @@ class SAMMixin(AnyTrainer):
         is_whole = self.ascent_schedule.fraction == 1
         share = copied(share_of(self, micro_batch, self.ascent_schedule))
         before_clean_pass(parts.ddp, params.values(), reduced=is_global)
-        start = parts.start()
+        start = parts.start(window.before if window.steps == 0 and not parts.ddp else None)
         with gradients_set_aside(params.values()):
             put_gradients(params.values(), window.clean_grad)
             with self._overhead.plain_pass() if is_whole else parts.undone(start):

@@ -35,27 +35,40 @@ def sam_gradient(
     adaptive: Tensor | None = None,
     eta: float = 0.01,
     moved: Tensor | float = 1.0,
+    model: nn.Module | None = None,
 ) -> Tensor:
     """Mean over the window of each micro-batch's gradient at w + epsilon (m-sharpness).
+
+    Both gradients of a micro-batch are of the same draws and begin from the same buffers of
+    `model`, those before the first; what the first makes of them stays (the official code).
 
     Each micro-batch has its own epsilon, or one is `shared` by the window. `adaptive` is a mask of
     the weights that ASAM scales (2102.11600, official code), `moved` of those that epsilon moves.
     """
-    draws, clean = [], []
+    buffers = [] if model is None else list(model.buffers())
+    draws, clean, states = [], [], []
     for batch in window:
         draws.append(torch.get_rng_state())
+        states.append([buffer.clone() for buffer in buffers])
         clean.append(gradient(w, batch))
-    after = torch.get_rng_state()
+    after, kept = torch.get_rng_state(), [buffer.clone() for buffer in buffers]
     if shared:
         clean = [sum(clean) / len(clean)] * len(clean)
     scale = None if adaptive is None else torch.where(adaptive, w.abs() + eta, 1.0)
     total = torch.zeros_like(w)
-    for batch, before, g in zip(window, draws, clean, strict=True):
+    for batch, before, state, g in zip(window, draws, states, clean, strict=True):
         epsilon = perturbation(g * moved, rho=rho, p=p, scale=scale) if rho else 0.0
         torch.set_rng_state(before)
+        copy_to(buffers, state)
         total += gradient(w + epsilon, batch)
     torch.set_rng_state(after)
+    copy_to(buffers, kept)
     return total / len(window)
+
+
+def copy_to(buffers: list[Tensor], values: list[Tensor]) -> None:
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
 
 
 def sgd(w: Tensor, g: Tensor, state: dict[str, Tensor], *, lr: float, momentum: float) -> Tensor:

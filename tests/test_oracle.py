@@ -10,11 +10,12 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import MODELS, Draws, Recorder, build, make_trainer
+from cases import MODELS, Draws, Recorder, build, make_trainer, queue
 from torch import Tensor
 from transformers import PreTrainedConfig, Trainer
 
 from hf_sam import SAMMixin, SAMTrainer
+from hf_sam.config import ASCENT_SCOPES
 
 STEPS, LR = 20, 0.1
 # The oracle's rounding and the Trainer's differ in order only.
@@ -40,7 +41,7 @@ def oracle_weights(
     for step, window in enumerate(windows):
         if draws is not None:
             torch.set_rng_state(draws[step])
-        g = oracles.sam_gradient(gradient, w, window, rho=rho * share(step), **sam)
+        g = oracles.sam_gradient(gradient, w, window, rho=rho * share(step), model=model, **sam)
         if max_grad_norm:
             g = oracles.clip(g, max_grad_norm)
         if optimizer == "adamw_torch":
@@ -150,6 +151,17 @@ def test_each_micro_batch_has_its_own_perturbation(
 ) -> None:
     """48 examples in sixes of 4 leave shorter last windows: 12 micro-batches, window 5 below."""
     assert errors(build(name), tmp_path, accumulation=accumulation)[0] < FLOAT64
+
+
+@pytest.mark.parametrize("scope", ASCENT_SCOPES)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_queue_begins_both_passes_where_it_was(
+    accumulation: int, scope: str, tmp_path: Path
+) -> None:
+    sam = {"rho": 0.3, "ascent_scope": scope}
+    expected = {"shared": scope != "micro_batch"}
+    found = errors(queue(), tmp_path, accumulation=accumulation, sam=sam, expected=expected)
+    assert found[0] < FLOAT64
 
 
 def test_short_last_window_of_an_epoch(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ Whatever outside code trains, a head or a temperature: one model that has it all
 measure, itself compared with the equations in `test_oracle.py`.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import build, examples, make_trainer
+from cases import Recorder, build, examples, make_trainer
 from torch import Tensor, nn
 from trainers import KINDS, Body, Head, SAMLossModule
 from transformers import Trainer
@@ -77,6 +79,27 @@ def test_outside_is_as_inside(name: str, scope: str, tmp_path: Path) -> None:
     assert difference.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("scope", ASCENT_SCOPES)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_it_follows_the_equations(accumulation: int, scope: str, tmp_path: Path) -> None:
+    body, reference, recorder = seeded(Body, 0), Whole(), Recorder()
+    trainer = make_trainer(
+        body, tmp_path, trainer=SAMLossModule, recorder=recorder, rho=0.3, ascent_scope=scope,
+        max_steps=6, gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+    trainer.train()
+    w, state = oracles.flat_weights(reference), {}
+    for step in range(6):  # 6 micro-batches an epoch
+        window = recorder.batches[step * accumulation : (step + 1) * accumulation]
+        g = oracles.sam_gradient(
+            oracles.flat_gradient(reference), w, window, rho=0.3,
+            shared=scope != "micro_batch", model=reference,
+        )  # fmt: skip
+        w = oracles.sgd(w, g, state, lr=0.1, momentum=0.9)
+    trained = torch.cat([oracles.flat_weights(body), oracles.flat_weights(trainer.head)])
+    assert (trained - w).abs().max() < 1e-12
+
+
 class Weighed(SAMTrainer):
     """A trained temperature, bare on the trainer; the loss is a function that closes over it."""
 
@@ -96,7 +119,7 @@ def test_a_parameter_on_the_trainer_is_perturbed_and_put_back(fails: bool, tmp_p
 
     class Seen(Weighed):
         def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-            seen.append(float(self.temperature))
+            seen.append(self.temperature.item())
             if fails and len(seen) == 2:
                 raise RuntimeError("in the perturbed pass")
             return super().compute_loss(model, inputs)
@@ -166,7 +189,7 @@ def test_a_module_is_found_wherever_the_trainer_has_it(where: str, tmp_path: Pat
     trainer = make_trainer(seeded(Body, 0), tmp_path, trainer=Held, max_steps=3)
     trainer.held = {
         "list": [head], "dict": {"a": [head]}, "closure": loss_of, "object": Holder(),
-        "partial": __import__("functools").partial(loss_of, labels=None),
+        "partial": partial(loss_of, labels=None),
     }[where]  # fmt: skip
     trainer.train()
     clean, perturbed = centres[::2], centres[1::2]

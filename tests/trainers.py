@@ -64,9 +64,11 @@ class Head(nn.Module):
         self.register_buffer("centre", torch.zeros(CLASSES))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        logits = self.layer(features) - self.centre
-        self.centre = 0.9 * self.centre + 0.1 * logits.detach().mean(dim=0)
-        return F.cross_entropy(logits, labels)
+        logits = self.layer(features) - self.centre.clone()
+        loss = F.cross_entropy(logits, labels)
+        with torch.no_grad():
+            self.centre.mul_(0.9).add_(logits.mean(dim=0), alpha=0.1)
+        return loss
 
 
 class LossModuleMixin(AnyTrainer):
