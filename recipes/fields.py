@@ -8,6 +8,7 @@ from typing import Any
 from tasks import TASKS
 
 from hf_sam import SAMConfig
+from hf_sam.vision import MAX_IMAGE_PIXELS
 
 
 def option(text: str, default: Any = None) -> Any:
@@ -25,10 +26,13 @@ class DataOptions:
     )
     data_dir: str | None = option(
         "Read parquet files (train.parquet, ...) or an image folder (train/<class>/<image>) from "
-        "here instead of the Hub."
+        "here instead of the Hub. With --holdout, <class>/<image> will do."
     )
-    train_split: str | None = option("Split to train on; join several as train+validation.")
-    eval_split: str | None = option("Split to measure on.")
+    train_split: str | None = option(
+        "Split to train on; join several as train+validation. In --data_dir it may be any folder "
+        "that holds the folders of the classes."
+    )
+    eval_split: str | None = option("Split to measure on; as --train_split.")
     image_column: str | None = option("Column of the images.")
     label_column: str | None = option("Column of the labels: class labels, strings or integers.")
     max_train_samples: int | None = option("Train on a random sample of this many examples.")
@@ -37,6 +41,11 @@ class DataOptions:
     )
     skip_bad_images: bool = option(
         "Leave out images that cannot be decoded, and count them.", False
+    )
+    max_image_pixels: int = option(
+        "Refuse images of more pixels than this, as Pillow warns of: a small file can hold more "
+        "than the memory does.",
+        MAX_IMAGE_PIXELS,
     )
     crop_scale: list[float] | None = field(
         default=None,
@@ -92,7 +101,7 @@ class DataOptions:
             )
         if self.dataset == "digits" and self.data_dir:
             raise ValueError("`data_dir` must not go with digits, which is bundled: leave one out.")
-        for name in ("max_train_samples", "max_eval_samples"):
+        for name in ("max_train_samples", "max_eval_samples", "max_image_pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {value}.")
         scale = self.crop_scale

@@ -182,8 +182,14 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         mixup=data.mixup,
         classes=len(run.splits.label_names),
         cache=data.cache_images,
+        max_pixels=data.max_image_pixels,
     )
-    eval_dataset = ImageDataset(run.splits.eval, eval_transform, split=run.splits.eval_split)
+    eval_dataset = ImageDataset(
+        run.splits.eval,
+        eval_transform,
+        split=run.splits.eval_split,
+        max_pixels=data.max_image_pixels,
+    )
     soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
     return SAMTrainer(
         model=run.classifier.model,

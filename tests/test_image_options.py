@@ -12,8 +12,7 @@ from loading import load_splits, task_of
 from options import parse_options
 from PIL import Image
 
-from hf_sam.vision import ImageDataset, build_transforms, with_label_noise
-from hf_sam.vision.dataset import BadImageError
+from hf_sam.vision import BadImageError, ImageDataset, build_transforms, with_label_noise
 from hf_sam.vision.transforms import blank_square
 
 CONFIG = {
@@ -178,8 +177,8 @@ def test_cifars_policy_is_used_in_training_only() -> None:
 def test_cached_images_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import hf_sam.vision.dataset as module
 
-    decode, calls = module._decode, []
-    monkeypatch.setattr(module, "_decode", lambda *a: calls.append(a) or decode(*a))
+    decode, calls = module.decode, []
+    monkeypatch.setattr(module, "decode", lambda *a, **k: calls.append(a) or decode(*a, **k))
     rows = dataset(3).add_column("index", range(3))
     for cache, expected in ((True, 3), (False, 6)):
         calls.clear()

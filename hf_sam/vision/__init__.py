@@ -12,7 +12,8 @@ from .data import (
     with_class_labels,
     with_label_noise,
 )
-from .dataset import BadImageError, EpochOfData, ImageDataset, drop_bad_images
+from .dataset import EpochOfData, ImageDataset, drop_bad_images
+from .decoding import MAX_IMAGE_PIXELS, BadImageError
 from .models import load_classifier
 from .transforms import build_transforms, soft_cross_entropy
 from .weights import LoadReport
@@ -21,6 +22,7 @@ from .wide_resnet import CIFAR_NETWORKS
 __all__ = [
     "CIFAR_NETWORKS",
     "EVAL_SPLITS",
+    "MAX_IMAGE_PIXELS",
     "BadImageError",
     "Classifier",
     "EpochOfData",
