@@ -2,18 +2,29 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tasks import TASKS
 
 from hf_sam import SAMConfig
-from hf_sam.vision import MAX_IMAGE_PIXELS
+from hf_sam.vision import MAX_IMAGE_PIXELS, require_rgb
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # owner/name
 
 
 def option(text: str, default: Any = None) -> Any:
     """Declare an option with its help."""
     return field(default=default, metadata={"help": text})
+
+
+def is_path(dataset: str) -> bool:
+    """Whether the name of a data set is a file or folder here, or can be nothing else."""
+    path = Path(dataset).expanduser()
+    is_written_so = dataset.startswith(("~", ".")) or path.is_absolute() or "\\" in dataset
+    return path.exists() or is_written_so or ("/" in dataset and not HUB_ID.fullmatch(dataset))
 
 
 @dataclass
@@ -87,12 +98,20 @@ class DataOptions:
         "--label_noise it has wrong labels too, as a user's own held-out images would."
     )
     cache_images: bool = option(
-        "Decode each training image once and keep it in memory, of each worker process.", False
+        "Decode each training image once and keep it in memory, of each worker process: in full, "
+        "as crops are cut from it, or with --crop_padding at the image size. What that takes is "
+        "estimated first, and refused where the memory does not suffice.",
+        False,
     )
 
     def __post_init__(self) -> None:
         """Check what needs no data."""
         known = self.dataset is None or self.dataset in TASKS
+        if not known and not self.data_dir and is_path(self.dataset):
+            raise ValueError(
+                f"`dataset` must be a data set's name, got the path {self.dataset!r}: "
+                f"pass `--data_dir {self.dataset}`."
+            )
         if not known and ("/" not in self.dataset or self.data_dir):
             raise ValueError(
                 f"`dataset` must be one of {', '.join(TASKS)}, or owner/name on the Hub, got "
@@ -222,4 +241,5 @@ class ModelOptions:
             raise ValueError(
                 f'`model_kwargs` must be a JSON object {{"name": value}}, got {kwargs}.'
             )
+        require_rgb(kwargs)
         return kwargs

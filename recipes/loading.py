@@ -1,11 +1,13 @@
 """From options to data and model."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import datasets
 from fields import DataOptions, ModelOptions
 from tasks import TASKS, Task
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 from hf_sam.vision import (
@@ -79,6 +81,11 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
         train=train,
         eval=_sample(evaluation, options.max_eval_samples, 0),  # the same for all seeds
     )
+
+
+def processes_here(args: TrainingArguments) -> int:
+    """Return how many processes of the run share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
 
 
 def _load(options: DataOptions, task: Task) -> datasets.DatasetDict:

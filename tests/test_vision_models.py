@@ -21,6 +21,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hf_sam.vision import ModelSource, load_classifier
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -163,6 +165,17 @@ def test_squash_is_refused_where_it_could_not_be_saved(data: Path, tmp_path: Pat
     argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(ValueError, match="image processor that squashes"):
         finetune.load(*parse_options([*argv, "--squash", "--model", str(tmp_path / "vit")]))
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_a_saved_network_for_grey_images_is_refused(kind: str, tmp_path: Path) -> None:
+    if kind == "timm":
+        config = {"architecture": "test_resnet", "model_args": {"in_chans": 1}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    else:
+        ViTConfig(num_channels=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`in_chans` of `model_kwargs` must be 3, got 1"):
+        load_classifier(ModelSource(str(tmp_path), init_scratch=True), LABEL_NAMES)
 
 
 def test_a_transformers_model_reads_its_file_and_resumes(data: Path, tmp_path: Path) -> None:

@@ -51,6 +51,23 @@ class Classifier:
     report: LoadReport
 
 
+def require_rgb(model_kwargs: Mapping[str, Any]) -> None:
+    """Refuse a network for images of another number of channels than the three they have here.
+
+    Args:
+        model_kwargs: Of timm.create_model, the user's or those that a model was saved with.
+
+    Raises:
+        ValueError: If it asks for such a network.
+    """
+    channels = model_kwargs.get("in_chans", 3)
+    if channels != 3:
+        raise ValueError(
+            f"`in_chans` of `model_kwargs` must be 3, got {channels!r}: images are made RGB, grey "
+            "ones too. Leave it out, and take a model for RGB."
+        )
+
+
 def freeze_batch_norm(model: nn.Module) -> None:
     """Use BatchNorm's statistics as at test time, as the paper's fine-tuning does.
 

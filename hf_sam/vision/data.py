@@ -1,16 +1,19 @@
 """Images and labels from the Hub, from files, from folders or bundled, brought to one form."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 from datasets import ClassLabel, DatasetDict, Image, Value
+from huggingface_hub import constants
 from PIL.Image import fromarray
 
 from .decoding import first_line
 from .folders import load_image_folder
+from .network import hub_is_reachable, offline
 from .parquet import load_parquet, parquet_files
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order of preference
@@ -32,7 +35,7 @@ class Splits:
 def load_hub(
     hub_id: str, *, revision: str | None = None, data_files: Mapping[str, str] | None = None
 ) -> DatasetDict:
-    """Load a data set from the Hub, which the user has asked for by name.
+    """Load a data set from the Hub, which the user has asked for by name, or from its cache.
 
     Args:
         hub_id: The repository, "owner/name".
@@ -45,11 +48,21 @@ def load_hub(
     Raises:
         ValueError: If it cannot be reached or does not exist; names the local alternatives.
     """
-    try:
-        return datasets.load_dataset(hub_id, revision=revision, data_files=data_files)
-    except (OSError, RuntimeError, ValueError) as error:
+    if Path(hub_id).exists():  # which would be read in its place
         raise ValueError(
-            f"data set `{hub_id}` cannot be loaded from the Hub: {first_line(error).rstrip('.')}. "
+            f"data set `{hub_id}` of the Hub must not be the name of a file here: for the file use "
+            f"`--data_dir {hub_id}`, for the Hub another working directory."
+        )
+    is_reachable = constants.is_offline_mode() or hub_is_reachable()
+    try:
+        with nullcontext() if is_reachable else offline():
+            return datasets.load_dataset(hub_id, revision=revision, data_files=data_files)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = first_line(error).rstrip(".")
+        if not is_reachable:
+            reason = f"{constants.ENDPOINT} cannot be reached, and it is not in the cache"
+        raise ValueError(
+            f"data set `{hub_id}` cannot be loaded from the Hub: {reason}. "
             "Without a network use `--data_dir DIR` (parquet files or an image folder), or "
             "`--dataset digits`, which is bundled."
         ) from error

@@ -34,6 +34,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         mixup: float = 0.0,
         classes: int = 0,
         cache: bool = False,
+        shrink: Callable[[PILImage], PILImage] | None = None,
         max_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         """Wrap rows as `Splits` has them.
@@ -47,6 +48,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 weight from Beta(mixup, mixup) (arXiv 1710.09412).
             classes: Number of classes, for mixed labels.
             cache: Keep every image in memory once it is decoded (in each worker process).
+            shrink: Done to an image before it is kept: a resize that `transform` begins with, so
+                that doing it again changes nothing.
             max_pixels: The most that an image may have.
         """
         self.rows = rows.cast_column("image", Image(decode=False))
@@ -55,6 +58,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.seed = seed
         self.mixup = mixup
         self.classes = classes
+        self.shrink = shrink
         self.max_pixels = max_pixels
         self.decoded: dict[int, PILImage] | None = {} if cache else None
         self.labels: list[int] = list(rows["label"])
@@ -84,13 +88,21 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def _example(self, index: int) -> tuple[Tensor, int]:
         return self.transform(self._image(index)), self.labels[index]
 
-    def _image(self, index: int) -> PILImage:
-        if self.decoded is not None and index in self.decoded:
-            return self.decoded[index]
+    def decoded_image(self, index: int) -> PILImage:
+        """Return an image as it would be kept in memory.
+
+        Raises:
+            BadImageError: If it cannot be decoded.
+        """
         image = decode(self.rows[index], self.split, max_pixels=self.max_pixels)
-        if self.decoded is not None:
-            self.decoded[index] = image
-        return image
+        return image if self.shrink is None else self.shrink(image)
+
+    def _image(self, index: int) -> PILImage:
+        if self.decoded is None:
+            return self.decoded_image(index)
+        if index not in self.decoded:
+            self.decoded[index] = self.decoded_image(index)
+        return self.decoded[index]
 
 
 class EpochOfData(TrainerCallback):

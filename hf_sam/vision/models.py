@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .classifier import Classifier, ModelSource
+from .classifier import Classifier, ModelSource, require_rgb
 from .timm_models import load_timm_folder, load_timm_name
 from .weights import LoadReport
 
@@ -74,6 +74,7 @@ def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Class
             "leave them out."
         )
     config = AutoConfig.from_pretrained(source.name)
+    require_rgb({"in_chans": getattr(config, "num_channels", 3)})
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: i for i, name in enumerate(label_names)}
     if source.init_scratch:

@@ -67,9 +67,8 @@ def build_transforms(
         separate=True,
     )
     if crop_padding is not None:
-        size = data_config["input_size"][1:]
-        resize = Resize(size, str_to_interp_mode(data_config["interpolation"]))
-        crop_and_flip.transforms[0] = Compose([resize, RandomCrop(size, padding=crop_padding)])
+        crop = RandomCrop(data_config["input_size"][1:], padding=crop_padding)
+        crop_and_flip.transforms[0] = Compose([resize_whole(data_config), crop])
     elif squash:
         crop = crop_and_flip.transforms[0]
         crop_and_flip.transforms[0] = SquashedCrop(
@@ -83,6 +82,12 @@ def build_transforms(
     return Compose(stages), create_transform(
         **shared, crop_pct=data_config["crop_pct"], crop_mode=data_config["crop_mode"]
     )
+
+
+def resize_whole(data_config: Mapping[str, Any]) -> Resize:
+    """Return the resize that padded crops begin with: of the whole image, whatever its shape."""
+    interpolation = str_to_interp_mode(data_config["interpolation"])
+    return Resize(data_config["input_size"][1:], interpolation)
 
 
 class SquashedCrop(RandomResizedCropAndInterpolation):
