@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Container
 from pathlib import Path
 
 import datasets
@@ -46,7 +47,7 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     Raises:
         ValueError: If they cannot be had, or differ from the table on the Hub.
     """
-    found = _load(options, task)
+    found = find_splits(options, task)
     _compare_sizes(found, task, local=options.data_dir is not None)
     train_split, eval_split = _names(found, options, task)
     train = select_split(found, train_split)
@@ -88,7 +89,12 @@ def processes_here(args: TrainingArguments) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
 
 
-def _load(options: DataOptions, task: Task) -> datasets.DatasetDict:
+def find_splits(options: DataOptions, task: Task) -> datasets.DatasetDict:
+    """Return all splits of the data that are asked for.
+
+    Raises:
+        ValueError: If they cannot be had.
+    """
     if options.data_dir is not None:
         asked = [name for name in (task.train_split, task.eval_split) if name]
         return load_local(Path(options.data_dir), "+".join(asked).split("+"))
@@ -97,13 +103,18 @@ def _load(options: DataOptions, task: Task) -> datasets.DatasetDict:
     return load_hub(task.hub_id, revision=task.revision, data_files=task.data_files)
 
 
+def eval_split_of(task: Task, found: Container[str]) -> str:
+    """Return the split to measure on: the one that is asked for, or the first that is there."""
+    return task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
+
+
 def _names(found: datasets.DatasetDict, options: DataOptions, task: Task) -> tuple[str, str]:
     """Return the names of the split to train on and of that to measure on."""
     if options.holdout is not None:
         only = len(found) == 1 and options.train_split is None
         train_split = next(iter(found)) if only else task.train_split
         return train_split, f"{train_split} (held out)"
-    eval_split = task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
+    eval_split = eval_split_of(task, found)
     if common := set(task.train_split.split("+")) & set(eval_split.split("+")):
         logger.warning(
             f"the split {common.pop()} is both trained and measured on: the errors are no estimate "

@@ -81,6 +81,11 @@ CASES = {
         train=SIX,
         options="--train_split seg_train/inner --eval_split seg_test/inner",
     ),
+    "names below the usual ones": case(
+        f"{{train,test}}/images/{CLASSES}",
+        train=SIX,
+        options="--train_split train/images --eval_split test/images",
+    ),
     "an archive's folder": case(f"archive/{{train,test}}/{CLASSES}", "__MACOSX/._x.png", train=SIX),
     "folders beside": case(
         BOTH, "extra/{a,b}/1.png", train=SIX, said="no split are left out: extra;"
@@ -119,6 +124,9 @@ CASES = {
     ),
     "linked split": case(f"{{store,test}}/{CLASSES}", "train -> store", train=SIX),
     "link to itself": case(BOTH, "train/cat/loop -> train", train=SIX),
+    "class that links to nothing": case(
+        BOTH, "train/fox -> gone", train=SIX, said="1 links to nothing"
+    ),
     "link to nothing": case(
         BOTH, "train/cat/3.png -> gone.png", train=SIX, said="1 links to nothing"
     ),
@@ -195,6 +203,11 @@ CASES = {
     "parquet": case("{train,test}.parquet", train=(12, 3), eval=(12, 3)),
     "parquet shards": case(
         "{train-00000-of-00002,train-00001-of-00002,test}.parquet", train=(24, 3), eval=(12, 3)
+    ),
+    "parquet as the Hub names it": case(
+        "data/{train-00000-of-00001-b42a775f407cee45,test-part1}.parquet",
+        train=(12, 3),
+        eval=(12, 3),
     ),
     "parquet Train": case("{Train,valid_0}.parquet", train=(12, 3), eval=(12, 3)),
     "parquet folders": case("{train,test}/{0000,0001}.parquet", train=(24, 3), eval=(24, 3)),

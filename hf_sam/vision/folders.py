@@ -92,8 +92,9 @@ def _split_folders(root: Path, asked: Sequence[str]) -> dict[str, list[Path]]:
     }
     folders = folders_in(root)
     exact = [path.name for path in folders if path.name in asked]
+    above = {folder for paths in parts.values() for path in paths for folder in path.parents}
     for path in folders:
-        split = split_of(path.name, asked)
+        split = None if path in above else split_of(path.name, asked)
         if split and (path.name == split or split not in exact):
             parts.setdefault(split, []).append(path)
     if not parts or _is_class_called_so(parts, folders):

@@ -41,10 +41,10 @@ class Walk:
         reason = None
         if is_hidden(Path(entry.name)):
             reason = "hidden" if suffix in self.suffixes else None
-        elif suffix not in self.suffixes:
-            reason = f"of an unread kind ({suffix or 'no ending'})"
         elif not entry.is_file():
             reason = "links to nothing"
+        elif suffix not in self.suffixes:
+            reason = f"of an unread kind ({suffix or 'no ending'})"
         else:
             status = os.stat(entry.path)
             key = (status.st_dev, status.st_ino)
