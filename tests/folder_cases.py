@@ -211,6 +211,13 @@ CASES = {
     ),
     "parquet Train": case("{Train,valid_0}.parquet", train=(12, 3), eval=(12, 3)),
     "parquet folders": case("{train,test}/{0000,0001}.parquet", train=(24, 3), eval=(24, 3)),
+    "parquet and images": case(
+        BOTH,
+        "{train,test}.parquet",
+        train=(12, 3),
+        eval=(12, 3),
+        said="files beside them not",
+    ),
     "parquet words": case(
         "{contest,latest}.parquet",
         train=(12, 3),

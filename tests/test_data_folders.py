@@ -1,6 +1,7 @@
 """Folders and files as users have them: how many images and classes each gives, or what is said."""
 
 import logging
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -53,3 +54,15 @@ def test_folder(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     else:
         assert not said.strip(), "nothing to say"
     assert counts == ([] if row.train is None else [row.train, row.eval]), said
+
+
+def test_a_name_that_is_no_text_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, ["{train,test}/{a,b}/{1,2}.png"])
+    old = tmp_path / "train" / "a" / "1.png"
+    try:
+        os.rename(old, os.fsencode(old.parent) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    counts, refusal = outcome(tmp_path, "")
+    assert (counts, refusal) == ([(3, 2), (4, 2)], "")
+    assert "1 whose names are not in UTF-8" in caplog.text

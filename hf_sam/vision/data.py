@@ -10,11 +10,14 @@ import numpy as np
 from datasets import ClassLabel, DatasetDict, Image, Value
 from huggingface_hub import constants
 from PIL.Image import fromarray
+from transformers.utils import logging
 
 from .decoding import first_line
-from .folders import load_image_folder
+from .folders import has_images, load_image_folder
 from .network import hub_is_reachable, offline
 from .parquet import load_parquet, parquet_files
+
+logger = logging.get_logger(__name__)
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order of preference
 
@@ -92,12 +95,16 @@ def load_local(data_dir: Path, splits: Sequence[str] = ()) -> DatasetDict:
     data_dir = data_dir.absolute()
     try:
         files = parquet_files(data_dir, splits)
-        return load_parquet(files) if files else load_image_folder(data_dir, splits)
+        if not files:
+            return load_image_folder(data_dir, splits)
+        if has_images(data_dir):
+            logger.warning(f"{data_dir}: parquet files are read, the image files beside them not")
+        return load_parquet(files)
     except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error) if type(error) is ValueError else first_line(error)
         raise ValueError(
             f"`--data_dir` must hold parquet files (`train.parquet`) or an image folder with a "
-            f"folder for each class (`train/<class>/<image>`), got {str(data_dir)!r}: "
-            f"{first_line(error)}"
+            f"folder for each class (`train/<class>/<image>`), got {str(data_dir)!r}: {reason}"
         ) from error
 
 

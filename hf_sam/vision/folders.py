@@ -1,5 +1,6 @@
 """An image folder as a table: the split is the top folder of that name, the class the one below."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def load_image_folder(root: Path, asked: Sequence[str] = ()) -> DatasetDict:
     root = _without_wrapper(root, asked)
     walk, nested = Walk(readable_suffixes()), dict[str, None]()
     parts = _split_folders(root, asked)
-    tables = {split: _table_of(folders, walk, nested) for split, folders in parts.items()}
+    tables = {split: _table_of(root, folders, walk, nested) for split, folders in parts.items()}
     remarks = [
         *_of_splits(root, parts, walk),
         *_of_classes(tables),
@@ -69,6 +70,11 @@ def readable_suffixes() -> frozenset[str]:
     kinds = PIL.Image.registered_extensions().items()
     readable = PIL.Image.OPEN.keys() - set(ONLY_IDENTIFIED)
     return frozenset(suffix for suffix, kind in kinds if kind in readable)
+
+
+def has_images(root: Path) -> bool:
+    """Whether there are images anywhere below a folder."""
+    return any(Walk(readable_suffixes()).files(root))
 
 
 def _holds_images(folder: Path) -> bool:
@@ -111,7 +117,7 @@ def _is_class_called_so(parts: Mapping[str, list[Path]], folders: list[Path]) ->
     return any(_holds_images(path) for path in folders if path not in named)
 
 
-def _table_of(folders: list[Path], walk: Walk, nested: dict[str, None]) -> Table:
+def _table_of(root: Path, folders: list[Path], walk: Walk, nested: dict[str, None]) -> Table:
     """Return the files of each class, none for a class without images that can be read."""
     table: Table = {}
     for folder in folders:
@@ -123,7 +129,7 @@ def _table_of(folders: list[Path], walk: Walk, nested: dict[str, None]) -> Table
                 continue
             table[below[0]].append(file)
             if len(below) > 2:
-                nested["/".join((folder.name, *below[:2]))] = None
+                nested[os.path.relpath(folder.joinpath(*below[:2]), root)] = None
     return table
 
 

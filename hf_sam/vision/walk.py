@@ -45,6 +45,8 @@ class Walk:
             reason = "links to nothing"
         elif suffix not in self.suffixes:
             reason = f"of an unread kind ({suffix or 'no ending'})"
+        elif not _is_text(entry.path):
+            reason = "whose names are not in UTF-8"
         else:
             status = os.stat(entry.path)
             key = (status.st_dev, status.st_ino)
@@ -65,3 +67,12 @@ def folders_in(folder: Path) -> list[Path]:
 def is_hidden(path: Path) -> bool:
     """Whether a name is one that programs give to what is not for the user's eyes."""
     return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be written down; Python marks the bytes that cannot."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
