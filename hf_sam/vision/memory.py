@@ -26,13 +26,13 @@ def require_memory(images: ImageDataset, *, copies: int) -> str:
     """
     needed, left = copies * bytes_to_keep(images), memory_left()
     said = f"{len(images)} images in {copies} {'processes' if copies > 1 else 'process'}"
-    said = f"`cache_images` takes about {gigabytes(needed)} for {said}"
+    said = f"`cache_images` takes about {readable(needed)} for {said}"
     if needed > left:
         raise ValueError(
-            f"{said}, and {gigabytes(left)} of memory are left: leave it out, lower "
+            f"{said}, and {readable(left)} of memory are left: leave it out, lower "
             "`dataloader_num_workers`, or make the image files smaller."
         )
-    return f"{said}; {gigabytes(left)} of memory are left"
+    return f"{said}; {readable(left)} of memory are left"
 
 
 def bytes_to_keep(images: ImageDataset, *, sample: int = 64) -> int:
@@ -48,9 +48,9 @@ def memory_left() -> int:
     return min(psutil.virtual_memory().available, *left_in_cgroups())
 
 
-def gigabytes(count: int) -> str:
+def readable(count: int) -> str:
     """Write a number of bytes for a reader."""
-    return f"{count / 1e9:.2g} GB" if count < 1e11 else f"{count / 1e9:.0f} GB"
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
 def left_in_cgroups(root: Path = CGROUPS, own: Path = OWN) -> list[int]:

@@ -52,11 +52,8 @@ def build_transforms(
         data_config = {**data_config, **SQUASHED}
     shared = {k: data_config[k] for k in ("input_size", "mean", "std", "interpolation")}
     is_cifar = auto_augment == "cifar10"
-    if not (auto_augment is None or is_cifar or auto_augment.startswith(POLICIES)):
-        raise ValueError(
-            f"`auto_augment` must be cifar10 or a policy of timm ({', '.join(POLICIES)}), got "
-            f"{auto_augment!r}: rand-m9-mstd0.5 is usual."
-        )
+    if not is_cifar:
+        _require_policy(auto_augment)
     crop_and_flip, augment, to_tensor = create_transform(
         **shared,
         is_training=True,
@@ -82,6 +79,15 @@ def build_transforms(
     return Compose(stages), create_transform(
         **shared, crop_pct=data_config["crop_pct"], crop_mode=data_config["crop_mode"]
     )
+
+
+def _require_policy(name: str | None) -> None:
+    """Refuse what timm would take for another policy, or fail at in mid-training."""
+    if not (name is None or name.startswith(POLICIES)):
+        raise ValueError(
+            f"`auto_augment` must be cifar10 or a policy of timm ({', '.join(POLICIES)}), got "
+            f"{name!r}: rand-m9-mstd0.5 is usual."
+        )
 
 
 def resize_whole(data_config: Mapping[str, Any]) -> Resize:
