@@ -13,6 +13,7 @@ from folders import write
 from loading import load_splits, task_of
 from options import parse_options
 
+from hf_sam.diagnostics.images import load_images
 from hf_sam.vision import ImageDataset
 
 
@@ -66,3 +67,9 @@ def test_a_name_that_is_no_text_is_said(tmp_path: Path, caplog: pytest.LogCaptur
     counts, refusal = outcome(tmp_path, "")
     assert (counts, refusal) == ([(3, 2), (4, 2)], "")
     assert "1 whose names are not in UTF-8" in caplog.text
+
+
+def test_diagnostics_take_folders_of_any_name(tmp_path: Path) -> None:
+    write(tmp_path, ["{fold1,fold2}/{a,b}/{1,2}.png"])
+    splits = load_images(str(tmp_path), split="fold1", eval_split="fold2")
+    assert (len(splits.train), len(splits.eval), splits.label_names) == (4, 4, ["a", "b"])
