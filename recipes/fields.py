@@ -2,17 +2,29 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tasks import TASKS
 
 from hf_sam import SAMConfig
+from hf_sam.vision import MAX_IMAGE_PIXELS, require_rgb
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # owner/name
 
 
 def option(text: str, default: Any = None) -> Any:
     """Declare an option with its help."""
     return field(default=default, metadata={"help": text})
+
+
+def is_path(dataset: str) -> bool:
+    """Whether the name of a data set is a file or folder here, or can be nothing else."""
+    path = Path(dataset).expanduser()
+    is_written_so = dataset.startswith(("~", ".")) or path.is_absolute() or "\\" in dataset
+    return path.exists() or is_written_so or ("/" in dataset and not HUB_ID.fullmatch(dataset))
 
 
 @dataclass
@@ -25,10 +37,13 @@ class DataOptions:
     )
     data_dir: str | None = option(
         "Read parquet files (train.parquet, ...) or an image folder (train/<class>/<image>) from "
-        "here instead of the Hub."
+        "here instead of the Hub. With --holdout, <class>/<image> will do."
     )
-    train_split: str | None = option("Split to train on; join several as train+validation.")
-    eval_split: str | None = option("Split to measure on.")
+    train_split: str | None = option(
+        "Split to train on; join several as train+validation. In --data_dir it may be any folder "
+        "that holds the folders of the classes."
+    )
+    eval_split: str | None = option("Split to measure on; as --train_split.")
     image_column: str | None = option("Column of the images.")
     label_column: str | None = option("Column of the labels: class labels, strings or integers.")
     max_train_samples: int | None = option("Train on a random sample of this many examples.")
@@ -37,6 +52,11 @@ class DataOptions:
     )
     skip_bad_images: bool = option(
         "Leave out images that cannot be decoded, and count them.", False
+    )
+    max_image_pixels: int = option(
+        "Refuse images of more pixels than this, as Pillow warns of: a small file can hold more "
+        "than the memory does.",
+        MAX_IMAGE_PIXELS,
     )
     crop_scale: list[float] | None = field(
         default=None,
@@ -47,6 +67,12 @@ class DataOptions:
     )
     horizontal_flip: float | None = option(
         "Probability that a training image is mirrored. Unset, it is 0.5 (digits: 0)."
+    )
+    squash: bool = option(
+        "Resize images of any shape to the square, whole and distorted, instead of cutting their "
+        "ends off; a training crop is one of the squashed image. For things that fill their "
+        "image, as cropped cars do.",
+        False,
     )
     auto_augment: str | None = option(
         "An augmentation policy: cifar10 for AutoAugment's of that data set, or timm's name of "
@@ -72,12 +98,20 @@ class DataOptions:
         "--label_noise it has wrong labels too, as a user's own held-out images would."
     )
     cache_images: bool = option(
-        "Decode each training image once and keep it in memory, of each worker process.", False
+        "Decode each training image once and keep it in memory, of each worker process: in full, "
+        "as crops are cut from it, or with --crop_padding at the image size. What that takes is "
+        "estimated first, and refused where the memory does not suffice.",
+        False,
     )
 
     def __post_init__(self) -> None:
         """Check what needs no data."""
         known = self.dataset is None or self.dataset in TASKS
+        if not known and not self.data_dir and is_path(self.dataset):
+            raise ValueError(
+                f"`dataset` must be a data set's name, got the path {self.dataset!r}: "
+                f"pass `--data_dir {self.dataset}`."
+            )
         if not known and ("/" not in self.dataset or self.data_dir):
             raise ValueError(
                 f"`dataset` must be one of {', '.join(TASKS)}, or owner/name on the Hub, got "
@@ -86,7 +120,7 @@ class DataOptions:
             )
         if self.dataset == "digits" and self.data_dir:
             raise ValueError("`data_dir` must not go with digits, which is bundled: leave one out.")
-        for name in ("max_train_samples", "max_eval_samples"):
+        for name in ("max_train_samples", "max_eval_samples", "max_image_pixels"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {value}.")
         scale = self.crop_scale
@@ -207,4 +241,5 @@ class ModelOptions:
             raise ValueError(
                 f'`model_kwargs` must be a JSON object {{"name": value}}, got {kwargs}.'
             )
+        require_rgb(kwargs)
         return kwargs

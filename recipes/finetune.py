@@ -14,7 +14,7 @@ from checkpoints import find_checkpoint, require_fitting
 from fields import DataOptions, ModelOptions
 from folder import RECORD, asked, claimed, note_options
 from hub import HubError, create_repo, push
-from loading import load_splits, model_source, task_of
+from loading import load_splits, model_source, processes_here, task_of
 from options import parse_options
 from record import Run, describe
 from resolved import as_yaml
@@ -32,6 +32,8 @@ from hf_sam.vision import (
     build_transforms,
     freeze_batch_norm,
     load_classifier,
+    require_memory,
+    resize_whole,
     soft_cross_entropy,
 )
 
@@ -172,6 +174,7 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         auto_augment=data.auto_augment,
         crop_padding=data.crop_padding,
         cutout=data.cutout,
+        squash=run.task.squash,
     )
     train_dataset = ImageDataset(
         run.splits.train,
@@ -181,8 +184,18 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         mixup=data.mixup,
         classes=len(run.splits.label_names),
         cache=data.cache_images,
+        shrink=resize_whole(run.classifier.data_config) if data.crop_padding else None,
+        max_pixels=data.max_image_pixels,
     )
-    eval_dataset = ImageDataset(run.splits.eval, eval_transform, split=run.splits.eval_split)
+    if data.cache_images:
+        copies = max(1, args.dataloader_num_workers) * processes_here(args)
+        logger.warning(require_memory(train_dataset, copies=copies))
+    eval_dataset = ImageDataset(
+        run.splits.eval,
+        eval_transform,
+        split=run.splits.eval_split,
+        max_pixels=data.max_image_pixels,
+    )
     soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
     return SAMTrainer(
         model=run.classifier.model,

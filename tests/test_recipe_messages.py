@@ -10,6 +10,7 @@ import loading
 import pytest
 import torch
 from images import TINY, dataset, finetune_on, message_of, pictures, write_parquet
+from options import parse_options
 from safetensors.torch import save_file
 from tasks import TASKS
 
@@ -26,6 +27,12 @@ OPTIONS: list[tuple[str, str]] = [
     ("--dataset mnist", r"`dataset` must be one of digits, fgvc_aircraft, .*, got 'mnist'"),
     ("--dataset digits --data_dir x", "`data_dir` must not go with digits"),
     ("--dataset a/b --data_dir x", "got 'a/b': leave it out beside `data_dir`"),
+    ("--dataset /some/where", "got the path '/some/where': pass `--data_dir /some/where`"),
+    ("--dataset ./images", "must be a data set's name, got the path './images': pass `--data_dir"),
+    ("--dataset ~/images", "got the path '~/images': pass `--data_dir ~/images`"),
+    ("--dataset a/b/c", "got the path 'a/b/c': pass `--data_dir a/b/c`"),
+    ("--dataset images/", "got the path 'images/'"),
+    (r"--dataset C:\images", "got the path 'C:"),
     ("--data_dir no_such_folder", "`--data_dir` must be a folder, got 'no_such_folder'"),
     ("--rho -0.1", "`rho` must be >= 0, got -0.1"),
     ("--perturbation_norm 1", "`perturbation_norm` must be > 1, got 1.0"),
@@ -40,6 +47,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("--model_kwargs {drop", "`model_kwargs` must be JSON, got '{drop'"),
     ("--model_kwargs [1]", "`model_kwargs` must be a JSON object"),
     ('--model_kwargs {"wings":2} --init_scratch --model resnet18', "timm cannot build `resnet18`"),
+    ('--model_kwargs {"in_chans":1}', "`in_chans` of `model_kwargs` must be 3, got 1"),
+    ('--model_kwargs {"in_chans":"3"}', "`in_chans` of `model_kwargs` must be 3, got '3'"),
     ("--mean 0.5", r"`mean` must be three values \(red, green, blue\), got \[0.5\]"),
     ("--std 0.5 0.5 0", "`std` must be > 0"),
     ("--crop_scale 0.5 0.1", "`crop_scale` must be two shares"),
@@ -133,6 +142,17 @@ def test_folder_without_images(tmp_path: Path) -> None:
     assert "`--data_dir` must hold parquet files (`train.parquet`) or an image folder" in said
 
 
+@pytest.mark.parametrize("name", ["owner/name", "birds", "birds.parquet"])
+def test_a_data_set_that_is_a_file_here(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert f"pass `--data_dir {name}`" in message_of(["--dataset", name])
+    (tmp_path / "digits").mkdir()  # the name of a known data set stays that
+    assert parse_options(["--dataset", "digits"])[0].dataset == "digits"
+
+
 def test_label_that_training_does_not_have(tmp_path: Path) -> None:
     dataset(label_type="string").to_parquet(tmp_path / "train.parquet")
     other = dataset(label_type="string")
@@ -179,35 +199,6 @@ def test_hub_copy_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     said = message_of([*TINY, "--dataset", "oxford_pets", "--output_dir", str(tmp_path / "o")])
     assert "train has 12 examples, not 3680" in said
     assert "pass `--data_dir`" in said
-
-
-def broken_images(folder: Path, bad: int = 7) -> Path:
-    """Parquet whose image number `bad` is no image."""
-    folder.mkdir()
-    for split in ("train", "test"):
-        rows = dataset().cast_column("image", datasets.Image(decode=False)).to_list()
-        if split == "train":
-            rows[bad]["image"] = {"bytes": b"no image at all", "path": None}
-        features = dataset().features.copy()
-        datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
-    return folder
-
-
-def test_corrupt_image_is_named(tmp_path: Path) -> None:
-    folder = broken_images(tmp_path / "data")
-    argv = [*TINY, "--data_dir", str(folder), "--output_dir", str(tmp_path / "out")]
-    said = message_of([*argv, "--max_steps", "10"])
-    assert "image 7 of the train split cannot be decoded" in said
-    assert "`--skip_bad_images`" in said
-
-
-def test_corrupt_images_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = broken_images(tmp_path / "data")
-    warnings: list[str] = []
-    loading.logger.addFilter(lambda record: warnings.append(record.getMessage()) or True)
-    metrics = finetune_on(folder, tmp_path / "out", "--skip_bad_images", "--max_steps", "10")
-    assert metrics["eval_top1_error"] >= 0
-    assert "1 of 12 images of the train split cannot be decoded and are left out: 7" in warnings
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:

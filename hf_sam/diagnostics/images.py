@@ -74,7 +74,8 @@ def load_images(
     if data == "digits":
         found = load_digits()
     elif Path(data).exists() or data.count("/") != 1 or data.startswith("."):
-        found = load_local(Path(data))
+        asked = [name for name in (split, eval_split) if name]
+        found = load_local(Path(data), "+".join(asked).split("+"))
     else:
         found = load_hub(data)
     eval_split = eval_split or next((name for name in EVAL_SPLITS if name in found), split)

@@ -1,6 +1,6 @@
 """Image classification: data, models and what is saved of them."""
 
-from .classifier import Classifier, ModelSource, freeze_batch_norm
+from .classifier import Classifier, ModelSource, freeze_batch_norm, require_rgb
 from .data import (
     EVAL_SPLITS,
     Splits,
@@ -12,15 +12,18 @@ from .data import (
     with_class_labels,
     with_label_noise,
 )
-from .dataset import BadImageError, EpochOfData, ImageDataset, drop_bad_images
+from .dataset import EpochOfData, ImageDataset, drop_bad_images
+from .decoding import MAX_IMAGE_PIXELS, BadImageError
+from .memory import require_memory
 from .models import load_classifier
-from .transforms import build_transforms, soft_cross_entropy
+from .transforms import build_transforms, resize_whole, soft_cross_entropy
 from .weights import LoadReport
 from .wide_resnet import CIFAR_NETWORKS
 
 __all__ = [
     "CIFAR_NETWORKS",
     "EVAL_SPLITS",
+    "MAX_IMAGE_PIXELS",
     "BadImageError",
     "Classifier",
     "EpochOfData",
@@ -36,6 +39,9 @@ __all__ = [
     "load_digits",
     "load_hub",
     "load_local",
+    "require_memory",
+    "require_rgb",
+    "resize_whole",
     "select_split",
     "soft_cross_entropy",
     "with_class_labels",

@@ -1,16 +1,23 @@
 """Images and labels from the Hub, from files, from folders or bundled, brought to one form."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 from datasets import ClassLabel, DatasetDict, Image, Value
+from huggingface_hub import constants
 from PIL.Image import fromarray
+from transformers.utils import logging
 
-from .dataset import first_line
+from .decoding import first_line
+from .folders import has_images, load_image_folder
+from .network import hub_is_reachable, offline
+from .parquet import load_parquet, parquet_files
+
+logger = logging.get_logger(__name__)
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order of preference
 
@@ -31,7 +38,7 @@ class Splits:
 def load_hub(
     hub_id: str, *, revision: str | None = None, data_files: Mapping[str, str] | None = None
 ) -> DatasetDict:
-    """Load a data set from the Hub, which the user has asked for by name.
+    """Load a data set from the Hub, which the user has asked for by name, or from its cache.
 
     Args:
         hub_id: The repository, "owner/name".
@@ -44,24 +51,38 @@ def load_hub(
     Raises:
         ValueError: If it cannot be reached or does not exist; names the local alternatives.
     """
-    try:
-        return datasets.load_dataset(hub_id, revision=revision, data_files=data_files)
-    except (OSError, RuntimeError, ValueError) as error:
+    if Path(hub_id).exists():  # which would be read in its place
         raise ValueError(
-            f"data set `{hub_id}` cannot be loaded from the Hub: {first_line(error).rstrip('.')}. "
+            f"data set `{hub_id}` of the Hub must not be the name of a file here: for the file use "
+            f"`--data_dir {hub_id}`, for the Hub another working directory."
+        )
+    is_reachable = constants.is_offline_mode() or hub_is_reachable()
+    try:
+        with nullcontext() if is_reachable else offline():
+            return datasets.load_dataset(hub_id, revision=revision, data_files=data_files)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = first_line(error).rstrip(".")
+        if not is_reachable:
+            reason = f"{constants.ENDPOINT} cannot be reached, and it is not in the cache"
+        raise ValueError(
+            f"data set `{hub_id}` cannot be loaded from the Hub: {reason}. "
             "Without a network use `--data_dir DIR` (parquet files or an image folder), or "
             "`--dataset digits`, which is bundled."
         ) from error
 
 
-def load_local(data_dir: Path) -> DatasetDict:
+def load_local(data_dir: Path, splits: Sequence[str] = ()) -> DatasetDict:
     """Load parquet files or an image folder; nothing is fetched.
 
-    Parquet files are named for their split: `train.parquet`, or `train-00000-of-00002.parquet`. An
-    image folder is `DIR/train/<class>/<image>` and the same for the other splits.
+    Parquet files, or the folders they are in, are named for their split: `train.parquet`, or
+    `train-00000-of-00002.parquet`. An image folder is `DIR/train/<class>/<image>` and the same for
+    the other splits, or `DIR/<class>/<image>`, which is all `train`. A file or folder is a split
+    only by all of its name: train or training; test, testing, eval or evaluation; validation,
+    valid, val or dev.
 
     Args:
         data_dir: The folder.
+        splits: Names of other splits, for files or folders that are called so.
 
     Returns:
         The data set's splits.
@@ -71,30 +92,20 @@ def load_local(data_dir: Path) -> DatasetDict:
     """
     if not data_dir.is_dir():
         raise ValueError(f"`--data_dir` must be a folder, got {str(data_dir)!r}: check the path.")
-    files = defaultdict(list)
-    for path in sorted(data_dir.rglob("*.parquet")):
-        files[path.stem.split("-")[0]].append(str(path))
+    data_dir = data_dir.absolute()
     try:
-        if files:  # one by one: loaded together, all would get the features of the first
-            return DatasetDict(
-                {
-                    s: datasets.load_dataset("parquet", data_files=f, split="train")
-                    for s, f in files.items()
-                }
-            )
-        found = datasets.load_dataset("imagefolder", data_dir=str(data_dir), drop_labels=False)
+        files = parquet_files(data_dir, splits)
+        if not files:
+            return load_image_folder(data_dir, splits)
+        if has_images(data_dir):
+            logger.warning(f"{data_dir}: parquet files are read, the image files beside them not")
+        return load_parquet(files)
     except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error) if type(error) is ValueError else first_line(error)
         raise ValueError(
-            f"`--data_dir` must hold parquet files (`train.parquet`) or an image folder "
-            f"(`train/<class>/<image>`), got {str(data_dir)!r}: {first_line(error)}"
+            f"`--data_dir` must hold parquet files (`train.parquet`) or an image folder with a "
+            f"folder for each class (`train/<class>/<image>`), got {str(data_dir)!r}: {reason}"
         ) from error
-    labels = found["train"].features.get("label") if "train" in found else None
-    if isinstance(labels, ClassLabel) and set(labels.names) <= set(found):
-        raise ValueError(
-            f"`--data_dir` must have a folder for each class (`train/<class>/<image>`), got "
-            f"{str(data_dir)!r} with {', '.join(labels.names)} only."
-        )
-    return found
 
 
 def load_digits() -> DatasetDict:
@@ -129,16 +140,39 @@ def select_split(splits: DatasetDict, name: str) -> datasets.Dataset:
     """Return one split, or several joined: "train+validation".
 
     Raises:
-        ValueError: If there is no such split; lists those that are there.
+        ValueError: If there is no such split, or one is named twice; lists those that are there.
     """
-    missing = [part for part in name.split("+") if part not in splits]
+    names = name.split("+")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a split must be named once, got {name!r}: its images would count twice.")
+    missing = [part for part in names if part not in splits]
     if missing:
         raise ValueError(
             f"split `{missing[0]}` is not in the data, which has: {', '.join(splits)}. "
-            "Pass `--train_split` and `--eval_split`."
+            "Pass `--train_split` and `--eval_split`, or measure on a part of the training images: "
+            "`--holdout 0.1`."
         )
-    parts = [splits[part] for part in name.split("+")]
-    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    parts = [splits[part] for part in names]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(_with_same_classes(parts))
+
+
+def _with_same_classes(parts: list[datasets.Dataset]) -> list[datasets.Dataset]:
+    """Give the columns of class labels all the names that any part has; else they do not join."""
+    for column, feature in parts[0].features.items():
+        kinds = [part.features.get(column) for part in parts]
+        if all(isinstance(kind, ClassLabel) for kind in kinds) and kinds != [feature] * len(kinds):
+            names = list(dict.fromkeys(name for kind in kinds for name in kind.names))
+            parts = [_renumbered(part, column, names) for part in parts]
+    return parts
+
+
+def _renumbered(rows: datasets.Dataset, column: str, names: list[str]) -> datasets.Dataset:
+    codes: dict[str | int | None, int] = {name: code for code, name in enumerate(names)}
+    labels = [codes.get(name) for name in _labels(rows, column)]
+    place = rows.column_names.index(column)
+    order = [*rows.column_names[:place], column, *rows.column_names[place + 1 :]]
+    rows = rows.remove_columns(column).add_column(column, labels, feature=ClassLabel(names=names))
+    return rows.select_columns(order)
 
 
 def find_column(rows: datasets.Dataset, column: str | None, *, kind: str) -> str:
@@ -195,8 +229,9 @@ def with_class_labels(
     else:
         classes = sorted({label for label in labels["training"] if label is not None})
     codes = {label: code for code, label in enumerate(classes)}
+    trained = set(labels["training"]) & set(codes)
     for split, given in labels.items():
-        if unknown := sorted({str(label) for label in given if label not in codes}):
+        if unknown := sorted({str(label) for label in given if label not in trained}):
             raise ValueError(
                 f"the {split} labels must be classes of the training split, got "
                 f"{', '.join(unknown[:5])}: check `--label_column` and the splits."

@@ -5,21 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from datasets import Image
 from PIL.Image import Image as PILImage
-from PIL.Image import fromarray
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..replay import seeded
+from .decoding import MAX_IMAGE_PIXELS, BadImageError, decode, name_of
 
 Transform = Callable[[PILImage], Tensor]  # RGB image -> (3, height, width)
-
-
-class BadImageError(ValueError):
-    """An image that cannot be decoded; the message names its split and index."""
 
 
 class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -39,6 +34,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         mixup: float = 0.0,
         classes: int = 0,
         cache: bool = False,
+        shrink: Callable[[PILImage], PILImage] | None = None,
+        max_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         """Wrap rows as `Splits` has them.
 
@@ -51,6 +48,9 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 weight from Beta(mixup, mixup) (arXiv 1710.09412).
             classes: Number of classes, for mixed labels.
             cache: Keep every image in memory once it is decoded (in each worker process).
+            shrink: Done to an image before it is kept: a resize that `transform` begins with, so
+                that doing it again changes nothing.
+            max_pixels: The most that an image may have.
         """
         self.rows = rows.cast_column("image", Image(decode=False))
         self.transform = transform
@@ -58,6 +58,8 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.seed = seed
         self.mixup = mixup
         self.classes = classes
+        self.shrink = shrink
+        self.max_pixels = max_pixels
         self.decoded: dict[int, PILImage] | None = {} if cache else None
         self.labels: list[int] = list(rows["label"])
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
@@ -86,14 +88,21 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def _example(self, index: int) -> tuple[Tensor, int]:
         return self.transform(self._image(index)), self.labels[index]
 
+    def decoded_image(self, index: int) -> PILImage:
+        """Return an image as it would be kept in memory.
+
+        Raises:
+            BadImageError: If it cannot be decoded.
+        """
+        image = decode(self.rows[index], self.split, max_pixels=self.max_pixels)
+        return image if self.shrink is None else self.shrink(image)
+
     def _image(self, index: int) -> PILImage:
-        if self.decoded is not None and index in self.decoded:
-            return self.decoded[index]
-        row = self.rows[index]
-        image = _decode(row["image"], row["index"], self.split)
-        if self.decoded is not None:
-            self.decoded[index] = image
-        return image
+        if self.decoded is None:
+            return self.decoded_image(index)
+        if index not in self.decoded:
+            self.decoded[index] = self.decoded_image(index)
+        return self.decoded[index]
 
 
 class EpochOfData(TrainerCallback):
@@ -110,42 +119,28 @@ class EpochOfData(TrainerCallback):
         self.data.epoch.fill_(int(state.epoch or 0))
 
 
-def drop_bad_images(rows: datasets.Dataset) -> tuple[datasets.Dataset, list[int]]:
+def drop_bad_images(
+    rows: datasets.Dataset, *, max_pixels: int = MAX_IMAGE_PIXELS
+) -> tuple[datasets.Dataset, list[str]]:
     """Leave out the images that cannot be decoded. Decodes every image once.
 
     Args:
         rows: The examples, with `image` and `index`.
+        max_pixels: Larger images count as such.
 
     Returns:
-        The rows that are left, and the `index` of each that is not.
+        The rows that are left, and the file of each image that is not, or else its `index`.
     """
 
     def decodes(row: dict[str, Any]) -> bool:
         try:
-            _decode(row["image"], row["index"], "")
+            decode(row, "", max_pixels=max_pixels)
         except BadImageError:
             return False
         return True
 
     raw = rows.cast_column("image", Image(decode=False))
     good = raw.filter(decodes, desc="Checking images")
-    return good, sorted(set(rows["index"]) - set(good["index"]))
-
-
-def _decode(encoded: dict[str, Any], index: int, split: str) -> PILImage:
-    """Decode one image to RGB, as datasets does, orientation included."""
-    try:
-        image = Image().decode_example(encoded)
-        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling
-            image = fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
-    except Exception as error:  # Pillow raises errors of many unrelated types on broken files
-        raise BadImageError(
-            f"image {index} of the {split} split cannot be decoded ({first_line(error)}): remove "
-            "it, or pass `--skip_bad_images`."
-        ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    kept = set(good["index"])
+    bad = [place for place, index in enumerate(rows["index"]) if index not in kept]
+    return good, [name_of(row) for row in raw.select(bad)]

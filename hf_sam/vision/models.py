@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .classifier import Classifier, ModelSource
+from .classifier import Classifier, ModelSource, require_rgb
 from .timm_models import load_timm_folder, load_timm_name
 from .weights import LoadReport
 
@@ -74,6 +74,7 @@ def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Class
             "leave them out."
         )
     config = AutoConfig.from_pretrained(source.name)
+    require_rgb({"in_chans": getattr(config, "num_channels", 3)})
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: i for i, name in enumerate(label_names)}
     if source.init_scratch:
@@ -149,6 +150,13 @@ def _override(processor: BaseImageProcessor, source: ModelSource) -> dict[str, A
     height, width = data_config["input_size"][1:]
     scale = height / crop
     processor.size = {name: round(value * scale) for name, value in size.items() if value}
+    if source.squash:
+        if hasattr(processor, "crop_pct"):  # it takes a shortest edge only
+            raise ValueError(
+                f"`squash` must go with an image processor that squashes, got {source.name!r} with "
+                f"a {type(processor).__name__}: leave it out, or pass a timm model."
+            )
+        processor.size = {"height": height, "width": width}
     if getattr(processor, "crop_size", None):
         processor.crop_size = {"height": height, "width": width}
     processor.image_mean, processor.image_std = data_config["mean"], data_config["std"]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from transformers import AutoModelForImageClassification
 
-from .classifier import Classifier, ModelSource
+from .classifier import Classifier, ModelSource, require_rgb
 from .weights import LoadReport, fill_weights
 
 TimmModel = Any  # timm carries no types
@@ -67,6 +67,7 @@ def _timm_kwargs(source: ModelSource, *, fixed_size: bool) -> dict[str, Any]:
 
 def _create_timm(name: str, kwargs: Mapping[str, Any], **common: Any) -> TimmModel:
     """Build a timm model, or say that `kwargs` do not suit it."""
+    require_rgb(kwargs)
     try:
         return timm.create_model(name, **common, **kwargs)
     except (AssertionError, RuntimeError, TypeError) as error:

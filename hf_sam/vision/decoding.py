@@ -1,0 +1,110 @@
+"""From the bytes of an image file to RGB, or an error that names the image."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from datasets import Image
+from PIL.Image import Image as PILImage
+
+MAX_IMAGE_PIXELS = 89_478_485  # where Pillow warns: a quarter of a gibibyte as RGB
+
+
+class BadImageError(ValueError):
+    """An image that cannot be decoded; the message names its file, or its split and row."""
+
+    def __str__(self) -> str:
+        """Return the message alone, without the traceback that a worker process puts before it."""
+        return (
+            super().__str__().strip().splitlines()[-1].removeprefix(f"{_full_name(type(self))}: ")
+        )
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def decode(row: dict[str, Any], split: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> PILImage:
+    """Decode one image to RGB, turned as its camera says.
+
+    Args:
+        row: With `image`, as datasets stores it, and `index`.
+        split: For the message.
+        max_pixels: The most that it may have; a small file can hold more than the memory does.
+
+    Raises:
+        BadImageError: If it cannot be decoded, or is larger.
+    """
+    encoded = row["image"]
+    try:
+        content = encoded["bytes"]
+        content = Path(encoded["path"]).read_bytes() if content is None else content
+        with _without_pillows_limit():
+            width, height = PIL.Image.open(BytesIO(content)).size  # reads the head only
+            if width * height <= max_pixels:
+                return _to_rgb(Image().decode_example({"bytes": content, "path": None}))
+    except Exception as error:  # Pillow raises errors of many unrelated types on broken files
+        raise BadImageError(
+            f"image {name_of(row, split)} cannot be decoded ({first_line(error)}): remove it, or "
+            "pass `--skip_bad_images`."
+        ) from error
+    raise BadImageError(
+        f"image {name_of(row, split)} must have at most {max_pixels} pixels, got {width}x{height}: "
+        "shrink or remove it, or pass a larger `--max_image_pixels`, or `--skip_bad_images`."
+    )
+
+
+def name_of(row: dict[str, Any], split: str = "") -> str:
+    """Return what a user finds an image by: its file, or its row and what else is known of it."""
+    encoded = row["image"]
+    path = encoded.get("path")
+    if path and encoded["bytes"] is None:
+        return str(path)
+    return f"{row['index']}{split and f' of the {split} split'}{path and f' ({path})' or ''}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Switch off Pillow's own limit, which warns from one size on and fails from twice that."""
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _to_rgb(image: PILImage) -> PILImage:
+    """Scale more than 8 bits to 8, which Pillow would clip, and convert to RGB."""
+    if image.mode.startswith("I;16"):
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = _by_its_range(np.asarray(image).astype(np.float64))
+    return image.convert("RGB")
+
+
+def _by_its_range(values: np.ndarray) -> PILImage:
+    """Map the least value to black and the largest to white: such files do not say what is white.
+
+    Args:
+        values: (height, width). What is not a number is black; all of one value is grey.
+
+    Raises:
+        ValueError: If no value is finite.
+    """
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        raise ValueError("no pixel has a finite value")
+    low, high = finite.min(), finite.max()
+    shares = (
+        np.nan_to_num((values - low) / (high - low)) if high > low else np.full_like(values, 0.5)
+    )
+    return PIL.Image.fromarray((255 * shares.clip(0, 1)).round().astype(np.uint8))
