@@ -32,12 +32,19 @@ def asked(data: DataOptions, model: ModelOptions, args: SAMConfig) -> dict[str, 
     return json.loads(json.dumps(chosen | {"devices": args.world_size}, default=str))
 
 
+class FolderInUseError(ValueError):
+    """Another process is training in a folder."""
+
+
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Make a folder and hold it for one process of this machine; one killed lets go as well.
 
+    The process that holds it may claim it once more.
+
     Raises:
-        ValueError: If another process holds it, or it cannot be written.
+        FolderInUseError: If another process holds it.
+        ValueError: If it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,11 +55,12 @@ def claimed(folder: Path) -> Iterator[None]:
             f"`output_dir` must be a folder that can be written, got {str(folder)!r}: {error}."
         ) from error
     name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"hf_sam-{getpass.getuser()}-{name}.lock")
+    path = Path(tempfile.gettempdir()) / f"hf_sam-{getpass.getuser()}-{name}.lock"
+    lock = FileLock(path, is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
+        raise FolderInUseError(
             f"another process is training in {str(folder)!r}: wait for it, or pass another "
             "`--output_dir`."
         ) from error

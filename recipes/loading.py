@@ -1,6 +1,7 @@
 """From options to data and model."""
 
 import dataclasses
+from collections.abc import Container
 from pathlib import Path
 
 import datasets
@@ -43,13 +44,8 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     Raises:
         ValueError: If they cannot be had, or differ from the table on the Hub.
     """
-    if options.data_dir is not None:
-        found = load_local(Path(options.data_dir))
-    elif task.hub_id is None:
-        found = load_digits()
-    else:
-        found = load_hub(task.hub_id, revision=task.revision, data_files=task.data_files)
-    eval_split = task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
+    found = find_splits(options, task)
+    eval_split = eval_split_of(task, found)
     train, evaluation = select_split(found, task.train_split), select_split(found, eval_split)
     _compare_sizes(found, task, local=options.data_dir is not None)
     image_column, label_column = (
@@ -83,6 +79,24 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
         eval=_sample(evaluation, options.max_eval_samples, 0),  # the same for all seeds
         eval_split=eval_split,
     )
+
+
+def find_splits(options: DataOptions, task: Task) -> datasets.DatasetDict:
+    """Return all splits of the data that are asked for.
+
+    Raises:
+        ValueError: If they cannot be had.
+    """
+    if options.data_dir is not None:
+        return load_local(Path(options.data_dir))
+    if task.hub_id is None:
+        return load_digits()
+    return load_hub(task.hub_id, revision=task.revision, data_files=task.data_files)
+
+
+def eval_split_of(task: Task, found: Container[str]) -> str:
+    """Return the split to measure on: the one that is asked for, or the first that is there."""
+    return task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
 
 
 def model_source(options: ModelOptions, task: Task) -> ModelSource:
