@@ -48,6 +48,12 @@ class DataOptions:
     horizontal_flip: float | None = option(
         "Probability that a training image is mirrored. Unset, it is 0.5 (digits: 0)."
     )
+    squash: bool = option(
+        "Resize images of any shape to the square, whole and distorted, instead of cutting their "
+        "ends off; a training crop is one of the squashed image. For things that fill their "
+        "image, as cropped cars do.",
+        False,
+    )
     auto_augment: str | None = option(
         "An augmentation policy: cifar10 for AutoAugment's of that data set, or timm's name of "
         "one: original for AutoAugment's of ImageNet, rand-m9-mstd0.5 for RandAugment."

@@ -174,6 +174,7 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         auto_augment=data.auto_augment,
         crop_padding=data.crop_padding,
         cutout=data.cutout,
+        squash=run.task.squash,
     )
     train_dataset = ImageDataset(
         run.splits.train,

@@ -34,6 +34,7 @@ def task_of(options: DataOptions) -> Task:
         task = Task(options.dataset, eval_split=None, image_column=None, label_column=None)
     names = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
     chosen = {name: getattr(options, name) for name in names}
+    chosen["squash"] = options.squash or None
     chosen["crop_scale"] = options.crop_scale and tuple(options.crop_scale)
     return dataclasses.replace(task, **{k: v for k, v in chosen.items() if v is not None})
 
@@ -110,6 +111,7 @@ def model_source(options: ModelOptions, task: Task) -> ModelSource:
         image_size=options.image_size or task.image_size,
         mean=options.mean,
         std=options.std,
+        squash=task.squash,
     )
 
 

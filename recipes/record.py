@@ -68,7 +68,15 @@ def describe(
 
 def _chosen(data: DataOptions) -> dict[str, Any]:
     """Return the options that say what is done to the images, where they are not the defaults."""
-    names = ("crop_scale", "crop_padding", "horizontal_flip", "auto_augment", "cutout", "mixup")
+    names = (
+        "crop_scale",
+        "crop_padding",
+        "horizontal_flip",
+        "squash",
+        "auto_augment",
+        "cutout",
+        "mixup",
+    )
     names += ("label_noise", "max_train_samples", "max_eval_samples")
     default = DataOptions()
     return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(default, n)}

@@ -45,6 +45,7 @@ class Task:
     image_size: int | None = None  # pixels; None: the model's own
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the area, the paper's preprocessing
     horizontal_flip: float = 0.5
+    squash: bool = False  # images of any shape to the square, whole
     license: str | None = None  # of the data, as the Hub states it; None: it does not
     limits: str = ""  # what a reader of a result must know
 

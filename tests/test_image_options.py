@@ -1,5 +1,6 @@
 """What is done to images, labels and batches on request, by independent counts."""
 
+import random
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,7 @@ import torch
 from images import TINY, dataset, message_of, pictures, write_parquet
 from loading import load_splits, task_of
 from options import parse_options
+from PIL import Image
 
 from hf_sam.vision import ImageDataset, build_transforms, with_label_noise
 from hf_sam.vision.dataset import BadImageError
@@ -113,6 +115,48 @@ def test_padded_crop_moves_the_image_and_keeps_its_pixels() -> None:
         assert same.sum() == 1
         found.add(tuple(same.nonzero()[0].tolist()))
     assert len(found) > 15
+
+
+def coordinates(width: int, height: int) -> Image.Image:
+    """Red says how far right a pixel is, green how far down, from 0 to 255."""
+    x = np.linspace(0, 255, width)[None].repeat(height, 0)
+    y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=2).round().astype("uint8"))
+
+
+SHAPES = [(120, 60), (60, 120), (200, 31), (64, 64)]
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_squashed_evaluation_sees_all_of_an_image(width: int, height: int) -> None:
+    config = {**CONFIG, "crop_pct": 0.875}
+    image = coordinates(width, height)
+    for squash in (True, False):
+        _, transform = build_transforms(config, squash=squash)
+        red, green, _ = transform(image)
+        reach = [(c.amax() - c.amin()).item() / 2 for c in (red, green)]  # 1 is all of the image
+        seen = (
+            [1.0, 1.0]
+            if squash
+            else [0.875 * min(1, height / width), 0.875 * min(1, width / height)]
+        )
+        assert reach == pytest.approx(seen, abs=0.06)  # two of 32 pixels
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_squashed_crops_are_crops_of_the_squashed_image(width: int, height: int) -> None:
+    """Shares of width and height whose product is the area's and whose ratio is in bounds."""
+    torch.manual_seed(0)
+    random.seed(0)
+    train, _ = build_transforms(CONFIG, crop_scale=(0.25, 0.5), horizontal_flip=0.0, squash=True)
+    shares = []
+    for _ in range(200):
+        red, green, _ = train(coordinates(width, height))
+        shares.append([(c.amax() - c.amin()).item() / 2 for c in (red, green)])
+    across, down = np.asarray(shares).T
+    assert (across * down).min() > 0.25 - 0.05 and (across * down).max() < 0.5 + 0.05
+    assert (across / down).min() > 0.75 * 0.85 and (across / down).max() < 4 / 3 * 1.15
+    assert (across / down).min() < 0.9 and (across / down).max() > 1.1  # and they do vary
 
 
 def test_cifars_policy_is_used_in_training_only() -> None:

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -128,6 +130,39 @@ def test_transformers_classifier(labels: int, data: Path, tmp_path: Path) -> Non
     saved = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert saved.config.id2label == dict(enumerate(LABEL_NAMES))
     assert list(AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean) == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("kind", ["timm", "vit", "clip"])
+def test_a_squashing_run_saves_that_it_squashes(kind: str, data: Path, tmp_path: Path) -> None:
+    """Who loads the model prepares images as the run has measured it, whatever their shape."""
+    small_vit(tmp_path / "vit", 3)
+    if kind == "clip":  # resizes the shorter side and crops
+        CLIPImageProcessor(
+            size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}
+        ).save_pretrained(tmp_path / "vit")
+    model = "test_resnet" if kind == "timm" else str(tmp_path / "vit")
+    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    argv += ["--squash", "--model", model]
+    parsed = parse_options(argv)
+    run = finetune.load(*parsed)
+    trainer = finetune.build_trainer(parsed[0], parsed[2], run)
+    trainer.save_model()
+    picture = pictures(1, size=(80, 40))[0]
+    measured = trainer.eval_dataset.transform(picture)
+    saved = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    loaded = saved(picture, return_tensors="pt")["pixel_values"][0]
+    assert (loaded - measured).abs().max() < 0.05  # one of 256 levels, normalised, is 0.02
+    if kind == "timm":
+        config = timm.create_model(f"local-dir:{tmp_path / 'out'}").pretrained_cfg
+        assert (config["crop_mode"], config["crop_pct"]) == ("squash", 1.0)
+
+
+def test_squash_is_refused_where_it_could_not_be_saved(data: Path, tmp_path: Path) -> None:
+    small_vit(tmp_path / "vit", 3)
+    ConvNextImageProcessor().save_pretrained(tmp_path / "vit")
+    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="image processor that squashes"):
+        finetune.load(*parse_options([*argv, "--squash", "--model", str(tmp_path / "vit")]))
 
 
 def test_a_transformers_model_reads_its_file_and_resumes(data: Path, tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .weights import LoadReport
 
+# Evaluation sees the whole image, resized to `input_size` whatever its shape; timm's names.
+SQUASHED = {"crop_mode": "squash", "crop_pct": 1.0}
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -22,6 +25,7 @@ class ModelSource:
     image_size: int | None = None  # pixels, height and width
     mean: Sequence[float] | None = None  # (3,) of the normalisation
     std: Sequence[float] | None = None  # (3,)
+    squash: bool = False  # whether images are resized to a square whatever their shape
 
     @property
     def own_weights(self) -> bool:
@@ -33,7 +37,8 @@ class ModelSource:
         """The entries of the data config that are overridden, as timm names them."""
         size = None if self.image_size is None else (3, self.image_size, self.image_size)
         options = {"input_size": size, "mean": self.mean, "std": self.std}
-        return {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
+        return {**given, **SQUASHED} if self.squash else given
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,13 @@ def _override(processor: BaseImageProcessor, source: ModelSource) -> dict[str, A
     height, width = data_config["input_size"][1:]
     scale = height / crop
     processor.size = {name: round(value * scale) for name, value in size.items() if value}
+    if source.squash:
+        if hasattr(processor, "crop_pct"):  # it takes a shortest edge only
+            raise ValueError(
+                f"`squash` must go with an image processor that squashes, got {source.name!r} with "
+                f"a {type(processor).__name__}: leave it out, or pass a timm model."
+            )
+        processor.size = {"height": height, "width": width}
     if getattr(processor, "crop_size", None):
         processor.crop_size = {"height": height, "width": width}
     processor.image_mean, processor.image_std = data_config["mean"], data_config["std"]

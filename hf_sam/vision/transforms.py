@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from timm.data import create_transform
-from timm.data.transforms import str_to_interp_mode
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch import Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Compose, RandomCrop, Resize
 
+from .classifier import SQUASHED
 from .dataset import Transform
 
 POLICIES = ("original", "v0", "3a", "rand", "augmix")  # timm's, by the start of their names
@@ -24,6 +26,7 @@ def build_transforms(
     auto_augment: str | None = None,
     crop_padding: int | None = None,
     cutout: int | None = None,
+    squash: bool = False,
 ) -> tuple[Transform, Transform]:
     """Build the training and the evaluation transform from a model's own data config.
 
@@ -38,10 +41,15 @@ def build_transforms(
         crop_padding: Resize to `input_size`, pad by this many pixels and crop, in place of the
             resized crop; `crop_scale` is not used then.
         cutout: Side in pixels of a square that is blanked after all else (arXiv 1708.04552).
+        squash: Distort images of any shape to a square, so that nothing is cut off in evaluation.
+            A resized crop is one of the squashed image then: its sides' ratio, divided by that of
+            the image's sides, is 3/4 to 4/3.
 
     Returns:
         Crop, flip, policy and cutout; and resize and centre crop. Both normalise.
     """
+    if squash:
+        data_config = {**data_config, **SQUASHED}
     shared = {k: data_config[k] for k in ("input_size", "mean", "std", "interpolation")}
     is_cifar = auto_augment == "cifar10"
     if not (auto_augment is None or is_cifar or auto_augment.startswith(POLICIES)):
@@ -62,6 +70,11 @@ def build_transforms(
         size = data_config["input_size"][1:]
         resize = Resize(size, str_to_interp_mode(data_config["interpolation"]))
         crop_and_flip.transforms[0] = Compose([resize, RandomCrop(size, padding=crop_padding)])
+    elif squash:
+        crop = crop_and_flip.transforms[0]
+        crop_and_flip.transforms[0] = SquashedCrop(
+            crop.size, crop.scale, crop.ratio, data_config["interpolation"]
+        )
     if is_cifar:
         augment = AutoAugment(AutoAugmentPolicy.CIFAR10)
     stages = [crop_and_flip, augment, to_tensor]
@@ -70,6 +83,23 @@ def build_transforms(
     return Compose(stages), create_transform(
         **shared, crop_pct=data_config["crop_pct"], crop_mode=data_config["crop_mode"]
     )
+
+
+class SquashedCrop(RandomResizedCropAndInterpolation):
+    """timm's random resized crop of the image as if it had been resized to a square before.
+
+    Cut out of the image itself, so that it is resampled once and loses no detail.
+    """
+
+    @staticmethod
+    def get_params(
+        img: Image, scale: tuple[float, float], ratio: tuple[float, float]
+    ) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of the crop."""
+        shape = img.width / img.height
+        return RandomResizedCropAndInterpolation.get_params(
+            img, scale, (ratio[0] * shape, ratio[1] * shape)
+        )
 
 
 def blank_square(image: Tensor, *, side: int) -> Tensor:
