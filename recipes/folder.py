@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from hf_sam.model_card import write_json
 OPTIONS, RECORD = "options.json", "run.json"
 HALF_WRITTEN = "options.*.tmp"  # by `write_json`, when it is killed
 LENGTH = ("num_train_epochs", "max_steps")  # a run may be made longer
+# What a run did before there was an option to ask for something else.
+UNSET = {f.name: f.default for kind in (DataOptions, ModelOptions) for f in fields(kind)}
 # Beginnings of the names of options that do not change what is trained.
 ASIDE = ("output_dir", "resume", "push", "hub", "logging", "disable_tqdm", "report_to", "run_name")
 ASIDE += ("save", "eval_strategy", "eval_steps", "dataloader", "restore")
@@ -115,7 +118,8 @@ def remove_checkpoints(folder: Path) -> None:
 def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:
     if not (folder / OPTIONS).exists():  # of a checkpoint that came from elsewhere
         return
-    before = json.loads((folder / OPTIONS).read_text())
+    before = UNSET | json.loads((folder / OPTIONS).read_text())
+    options = UNSET | options
     names = sorted((before.keys() | options.keys()) - set(besides))
     for name in names:
         if before.get(name) != options.get(name):
