@@ -2,8 +2,11 @@
 # The comparisons of docs/results.md, one after the other: hours on two CPU cores. Finished runs are
 # skipped, those recorded in model_cards/records too, and an interrupted one goes on from its last epoch:
 # start it again. The results go to model_cards; `make cards` then writes cards, plots and tables.
+# Two processes of one thread share a comparison (JOBS=1: one); every minute what they have finished is
+# copied to model_cards/records, to be committed as it comes.
 #
 #   bash benchmarks/evidence.sh               all
+#   bash benchmarks/evidence.sh flowers       all of Oxford Flowers-102, the most useful first
 #   bash benchmarks/evidence.sh adamw noise40 some
 #   bash benchmarks/evidence.sh record cub200_first50-sgd    keep what an interrupted one has finished
 set -euo pipefail
@@ -11,6 +14,9 @@ cd "$(dirname "$0")/.."
 # Large tensors are kept between steps instead of given back to the system: docs/results.md.
 export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184
 export MALLOC_TOP_PAD_=268435456
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+JOBS=${JOBS:-2}
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 BIRDS=recipes/cub200_first50/mobilenetv2_035.yaml
 # What the first comparison has chosen for each arm, for those that do not choose anew.
@@ -30,10 +36,27 @@ MORE_METHODS="--arm eighth ascent_fraction=0.125 seeds=3
     --arm quarter2 ascent_fraction=0.25 ascent_interval=2 seeds=3
     --arm msam_small method=msam seeds=3"
 
+# Oxford Flowers-102: settings are chosen on the official validation half, then both are trained on.
+FLOWERS=recipes/oxford_flowers/efficientnet_lite0.yaml
+LITE0="--weights data/weights/tf_efficientnet_lite0_in1k.safetensors"
+SMALL="--model mobilenetv2_035 --weights data/weights/mobilenetv2_035_in1k_notop.safetensors
+    --model_kwargs {\"pad_type\":\"same\",\"bn_eps\":0.001} --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"
+# BatchNorm is frozen or not as the base optimizer does better, and the others begin from its learning
+# rate; after that each arm has three trials.
+GRID="--sweep_split validation --sweep base:learning_rate=0.01,0.02,0.04
+    base:freeze_batch_norm=false,true base_2x:learning_rate=0.01,0.02,0.04 rho=0.05,0.1,0.2 asam:rho=0.5,1,2
+    --arm gsam method=gsam --arm asam adaptive=true"
+
 run() { # name, options of compare.py
     mkdir -p "runs/$1" "model_cards/records/$1"
     cp -rn "model_cards/records/$1/." "runs/$1"
-    python recipes/compare.py --config "${CONFIG:-$BIRDS}" --output_dir "runs/$1" "${@:2}"
+    local job processes=()
+    for job in $(seq "$JOBS"); do
+        python recipes/compare.py --config "${CONFIG:-$BIRDS}" --output_dir "runs/$1" "${@:2}" &
+        processes+=($!)
+    done
+    while [ -n "$(jobs -rp)" ]; do sleep 60 && record "$1"; done
+    for job in "${processes[@]}"; do wait "$job"; done
     record "$1"
     cp "runs/$1/comparison.json" "model_cards/$1.json"
 }
@@ -42,9 +65,40 @@ record() { # name: keep what was found out, without the weights
     (cd "runs/$1" && find . -name run.json -execdir test -f options.json \; -print) |
         while read -r found; do
             mkdir -p "model_cards/records/$1/$(dirname "$found")"
-            cp "runs/$1/$found" "runs/$1/${found%run.json}options.json" \
-                "model_cards/records/$1/$(dirname "$found")"
+            for kept in run.json options.json errors.json; do
+                [ ! -e "runs/$1/${found%run.json}$kept" ] || cp "runs/$1/${found%run.json}$kept" \
+                    "model_cards/records/$1/$(dirname "$found")"
+            done
         done
+}
+
+official_flowers() { # the official halves as splits: data/flowers102 has them in one, told by `file`
+    [ -e runs/flowers102/test.parquet ] && return
+    mkdir -p runs/flowers102
+    python - <<'CODE'
+import datasets
+
+files = {split: f"data/flowers102/{split}.parquet" for split in ("train", "test")}
+found = datasets.load_dataset("parquet", data_files=files)
+halves = {"train": "trn/", "validation": "val/"}
+for split, prefix in halves.items():
+    rows = [i for i, name in enumerate(found["train"]["file"]) if name.startswith(prefix)]
+    found["train"].select(rows).to_parquet(f"runs/flowers102/{split}.parquet")
+found["test"].to_parquet("runs/flowers102/test.parquet")
+CODE
+}
+
+length() { # name of the network, its options: the base optimizer on the validation half, by epochs
+    local epochs seed records=model_cards/records/oxford_flowers-length
+    for epochs in 15 30 60 120 240; do for seed in 0 1 2; do
+        local name="$1-epochs$epochs-seed$seed"
+        [ -e "$records/$name/run.json" ] && continue
+        rm -rf "runs/oxford_flowers-length/$name" # an unfinished one
+        python recipes/finetune.py --config $FLOWERS --data_dir runs/flowers102 --rho 0 \
+            --train_split train --eval_split validation --save_strategy no --seed $seed \
+            --num_train_epochs $epochs --output_dir "runs/oxford_flowers-length/$name" "${@:2}"
+        record oxford_flowers-length
+    done; done
 }
 
 zero_head() { # the backbone with a head of zeros, for the birds' 50 classes
@@ -73,7 +127,7 @@ flatness() { # comparison, data, options: SAM's minima beside the base optimizer
 if [ "${1:-}" = record ]; then # after an interruption: record NAME
     record "$2" && exit
 fi
-for name in "${@:-sgd sgd3 adamw food noise40 noise80 m frontier clean no_norm flat_birds flat_no_norm}"; do for part in $name; do
+for name in "${@:-flowers sgd sgd3 adamw food noise40 noise80 m frontier clean no_norm flat_birds flat_no_norm}"; do for part in $name; do
     case $part in
     sgd) run cub200_first50-sgd --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 ;;
     sgd3) run cub200_first50-sgd3 --seeds 5 --sweep learning_rate=0.02,0.04 rho=0.05,0.1,0.2 \
@@ -101,6 +155,11 @@ for name in "${@:-sgd sgd3 adamw food noise40 noise80 m frontier clean no_norm f
     clean) mkdir -p runs/cub200_first50-clean # some of whose trials were made for sgd
         cp -rn model_cards/records/cub200_first50-sgd/sweep runs/cub200_first50-clean
         run cub200_first50-clean --seeds 5 $METHODS ;;
+    flowers) bash benchmarks/evidence.sh flowers_short ;;
+    flowers_length) official_flowers && length mobilenetv2_035 $SMALL &&
+        length efficientnet_lite0 $LITE0 ;;
+    flowers_short) official_flowers && CONFIG=$FLOWERS run oxford_flowers-lite0 \
+        --data_dir runs/flowers102 $LITE0 --seeds 5 $GRID ;;
     *) echo "evidence.sh: no comparison is called $part" >&2 && exit 1 ;;
     esac
 done; done

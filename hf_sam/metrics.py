@@ -1,5 +1,6 @@
 """Top-1 and top-5 error and mean per-class accuracy, as evaluate modules that need no network."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -68,6 +69,33 @@ def rank_classes(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
         logits = logits[0]
     ranked = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
     return ranked.masked_fill(~logits.isfinite().all(dim=-1, keepdim=True), -1)
+
+
+@dataclass(frozen=True)
+class ImageErrors:
+    """On which examples a classifier errs, and how often in each class."""
+
+    wrong: list[int]  # positions of the examples whose best class is not their label, ascending
+    class_accuracy: list[float | None]  # (classes,) top-1, in percent; None: without examples
+
+
+def image_errors(prediction: EvalPrediction, classes: int) -> ImageErrors:
+    """Say on which examples a classifier errs, for tests that pair two classifiers by example.
+
+    Args:
+        prediction: Ranked classes as `rank_classes` leaves them, and the labels (N,).
+        classes: How many there are.
+
+    Returns:
+        The errors, in the order of the examples.
+    """
+    labels = np.asarray(prediction.label_ids)
+    hits = np.asarray(prediction.predictions)[:, 0] == labels
+    of_class = [hits[labels == label] for label in range(classes)]
+    return ImageErrors(
+        wrong=np.flatnonzero(~hits).tolist(),
+        class_accuracy=[100.0 * float(of.mean()) if len(of) else None for of in of_class],
+    )
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from comparison import Comparison, comparison_table, trials_table
+from paired import paired_table
 from plots import plot_comparison
 
 from hf_sam.diagnostics.report import Report, card_section
@@ -46,10 +47,22 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         "training with the evaluations and checkpoints in between, of the fastest of an arm's "
         "runs, as the machine did other work too."
     )
-    if comparison.trials:
+    if table := paired_table(comparison):
         yield (
-            "Settings with more than one candidate had the least error on a tenth of the training "
-            f"images, held out of training:\n\n{trials_table(comparison)}"
+            "Image by image: on how many images the row's arm errs in fewer seeds and on how many "
+            "in more, with the p-value of McNemar's exact test (of one seed; of several, a sign "
+            f"test of the images), which is over images and not over seeds:\n\n{table}"
+        )
+    if comparison.trials:
+        chosen_on = "a tenth of the training images, held out of training"
+        if comparison.sweep_split:
+            chosen_on = (
+                f"the `{comparison.sweep_split}` split, which these runs did not train on and "
+                "those of the table did"
+            )
+        yield (
+            f"Settings with more than one candidate had the least error on {chosen_on}:"
+            f"\n\n{trials_table(comparison)}"
         )
 
 

@@ -8,17 +8,20 @@ import importlib.util
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from cards import write_comparison_card
 from checkpoints import last_complete
+from choosing import require_split_for_choosing
 from comparison import METRIC, Comparison, Result, Trial, comparison_table, held_out_error
 from finetune import RecipeError, train
-from folder import asked, clear, has_ended, remove_checkpoints
+from folder import FolderInUseError, asked, claimed, clear, has_ended, remove_checkpoints
 from hub import HubError, create_repo, push
+from image_errors import ErrorsOfRun
 from plan import Arm, Plan, parse_plan
 from plots import plot_comparison
 from record import command_of
@@ -26,7 +29,8 @@ from record import command_of
 from hf_sam.model_card import METRICS, RunRecord
 
 RunOfPlan = tuple[Mapping[str, str], Path]  # options and folder
-HELD_OUT = "0.1"  # of the training images, as in section 3.1 of arXiv 2010.01412
+FinalRun = tuple[str, Mapping[str, str], int]  # arm, settings and seed
+WAIT = 5  # seconds until a process looks again whether others have ended what it waits for
 
 
 def main(argv: Sequence[str] | None = None) -> Comparison:
@@ -52,24 +56,26 @@ def compare(plan: Plan, command: str) -> Comparison:
     args, repo_id = plan.args, None
     if args.push_to_hub and args.process_index == 0:
         repo_id = create_repo(args.hub_model_id, plan.output_dir, private=args.hub_private_repo)
+    if plan.sweep_split:
+        require_split_for_choosing(plan.sweep_split, plan.parsed({})[0])
     progress = Progress(plan)
     progress.require_own_folders()
+    for _ in progress.finish([progress.trial_run(*run) for run in plan.sweep]):
+        pass
     trials = [progress.trial(*run) for run in plan.sweep]
     settings = {arm.name: choose(arm, trials) for arm in plan.arms}
     published = next((n for n, s in settings.items() if plan.has_sam(s)), plan.arms[0].name)
     folder = plan.output_dir / f"{published}-seed{plan.seeds[0]}"
-    results: list[Result] = []
-    for seed in plan.seeds:
-        results += [
-            progress.result(arm.name, seed, settings[arm.name])
-            for arm in plan.arms
-            if seed in arm.seeds
-        ]
-        record = RunRecord.read(folder / "run.json")
-        comparison = Comparison(command, record, published, trials, results)
-        if PartialState().is_main_process:
-            comparison.write(plan.output_dir / "comparison.json")
-            print(f"\n{comparison_table(comparison)}\n", flush=True)
+    wanted = [(a.name, settings[a.name], s) for s in plan.seeds for a in plan.arms if s in a.seeds]
+    written = 0
+    for _ in progress.finish([progress.final_run(*run) for run in wanted]):
+        results = [progress.result(*run) for run in progress.whole_seeds(wanted)]
+        if len(results) > written:
+            record, written = progress.records[folder], len(results)
+            comparison = Comparison(command, record, published, trials, results, plan.sweep_split)
+            if PartialState().is_main_process:
+                comparison.write(plan.output_dir / "comparison.json")
+                print(f"\n{comparison_table(comparison)}\n", flush=True)
     if PartialState().is_main_process:
         write_comparison_card(folder / "README.md", comparison)
         plot_comparison(comparison, plan.output_dir / "comparison.png")
@@ -90,7 +96,11 @@ def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:
 
 
 class Progress:
-    """Runs what is not finished, and says how far the whole plan is."""
+    """Runs what is not finished, and says how far the whole plan is.
+
+    Several processes of one machine may work on one plan: each takes the next run that no other is
+    training, and waits for the others where it needs what they train.
+    """
 
     def __init__(self, plan: Plan) -> None:
         """Count the runs and their cost."""
@@ -98,7 +108,8 @@ class Progress:
         runs = [settings for _, settings, _ in plan.sweep]
         runs += [arm.options for arm in plan.arms for _ in arm.seeds]
         self.left = sum(plan.cost(options) for options in runs)  # as Plan.cost
-        self.runs, self.count = len(runs), 0
+        self.runs = len(runs)
+        self.records: dict[Path, RunRecord] = {}  # of the runs that have ended, by folder
         self.seconds, self.spent = 0.0, 0.0  # of the runs that this process has trained; as left
 
     def require_own_folders(self) -> None:
@@ -113,53 +124,92 @@ class Progress:
         """Return the options and the folder of a run that settings are chosen by."""
         point = [f"{option}={value}" for option, value in settings.items()]
         name = "-".join([arm, *point, f"seed{seed}"])
-        options = {**settings, "holdout": HELD_OUT, "seed": str(seed)}
+        options = {**settings, **self.plan.choosing.trial, "seed": str(seed)}
         return options, self.plan.output_dir / "sweep" / name
 
     def final_run(self, arm: str, settings: Mapping[str, str], seed: int) -> RunOfPlan:
         """Return the options and the folder of a run that is measured on the evaluation split."""
-        return {**settings, "seed": str(seed)}, self.plan.output_dir / f"{arm}-seed{seed}"
+        options = {**settings, **self.plan.choosing.final, "seed": str(seed)}
+        return options, self.plan.output_dir / f"{arm}-seed{seed}"
 
     def has_ended(self, options: Mapping[str, str], folder: Path) -> bool:
         """Say whether a run has ended; raise a ValueError if its folder holds something else."""
         return has_ended(folder, asked(*self.plan.parsed(options)))
 
     def trial(self, arm: str, settings: Mapping[str, str], seed: int) -> Trial:
-        """Train on nine tenths of the training images and measure on the tenth."""
-        record = self.run(*self.trial_run(arm, settings, seed))
+        """Return what came of a run that settings are chosen by."""
+        record = self.records[self.trial_run(arm, settings, seed)[1]]
         return Trial(arm, settings, record.metrics[METRIC], seed)
 
-    def result(self, arm: str, seed: int, settings: Mapping[str, str]) -> Result:
-        """Train on all training images and measure on the evaluation split."""
-        record = self.run(*self.final_run(arm, settings, seed))
+    def result(self, arm: str, settings: Mapping[str, str], seed: int) -> Result:
+        """Return what came of a run that is measured on the evaluation split."""
+        _, folder = self.final_run(arm, settings, seed)
+        record = self.records[folder]
         metrics = {metric: record.metrics[metric] for metric in METRICS}
         cost = record.gradient_evaluations, record.seconds
         told = {"rho": f"{record.sam['rho'] if record.sam else 0:g}"}
         told["learning_rate"] = f"{record.hyperparameters['learning_rate']:g}"
-        return Result(arm, seed, told | dict(settings), metrics, *cost)
+        errors = ErrorsOfRun.read(folder)
+        return Result(arm, seed, told | dict(settings), metrics, *cost, errors)
 
-    def run(self, options: Mapping[str, str], folder: Path) -> RunRecord:
-        """Train one run of the plan to its end, unless it has got there already."""
-        cost, began = self.plan.cost(options), time.monotonic()
-        self.count += 1
-        label = f"[{self.count}/{self.runs}] {folder.name}"
-        if is_new := not self.has_ended(options, folder):
-            PartialState().print(f"\n{label}: {folder}", flush=True)
-            try:
-                finish(self.plan.words(options), folder)
-            except RecipeError as error:
-                raise RecipeError(f"{folder.name}: {error}") from error
-            self.seconds += time.monotonic() - began
-            self.spent += cost
-        self.left -= cost
+    def whole_seeds(self, wanted: Sequence[FinalRun]) -> list[FinalRun]:
+        """Return the runs of the first seeds, as far as all of a seed's have ended."""
+        left = [run[2] for run in wanted if self.final_run(*run)[1] not in self.records]
+        return [run for run in wanted if not left or run[2] < min(left)]
+
+    def finish(self, runs: Sequence[RunOfPlan]) -> Iterator[None]:
+        """Train what has not ended, and yield as often as a run has, until all have."""
+        left, busy = list(runs), []
+        while left:
+            for options, folder in list(left):
+                try:
+                    self.run(options, folder)
+                except FolderInUseError:
+                    if PartialState().num_processes > 1:  # of which only one would know
+                        raise
+                    if folder not in busy:
+                        PartialState().print(f"{folder.name}: another process trains it")
+                        busy.append(folder)
+                else:
+                    left.remove((options, folder))
+                    yield
+            if left:
+                time.sleep(WAIT)
+
+    def run(self, options: Mapping[str, str], folder: Path) -> None:
+        """Train one run of the plan to its end, unless it has got there already.
+
+        Raises:
+            FolderInUseError: If another process is training it.
+        """
+        began = time.monotonic()
+        label = f"[{len(self.records) + 1}/{self.runs}] {folder.name}"
+        with ExitStack() as held:
+            if is_new := not self.has_ended(options, folder):
+                if PartialState().is_main_process:
+                    held.enter_context(claimed(folder))
+                is_new = not self.has_ended(options, folder)  # another process may have, meanwhile
+            if is_new:
+                self.train(options, folder, label)
+        self.left -= self.plan.cost(options)
         if PartialState().is_main_process:
             remove_checkpoints(folder)
-        record = RunRecord.read(folder / "run.json")
+        record = self.records[folder] = RunRecord.read(folder / "run.json")
         took = f"{(time.monotonic() - began) / 60:.1f} min" if is_new else "finished before"
         left = f"{self.left * self.seconds / self.spent / 60:.0f}" if self.spent else "?"
         error = f"{record.metrics[METRIC]:.2f} % error"
         PartialState().print(f"{label}: {error}, {took}; {left} min left", flush=True)
-        return record
+
+    def train(self, options: Mapping[str, str], folder: Path, label: str) -> None:
+        """Train one run of the plan, and remember how long it took."""
+        began = time.monotonic()
+        PartialState().print(f"\n{label}: {folder}", flush=True)
+        try:
+            finish(self.plan.words(options), folder)
+        except RecipeError as error:
+            raise RecipeError(f"{folder.name}: {error}") from error
+        self.seconds += time.monotonic() - began
+        self.spent += self.plan.cost(options)
 
 
 def finish(words: Sequence[str], folder: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Self
 
+from image_errors import ErrorsOfRun
+
 from hf_sam.interval import Interval
 from hf_sam.model_card import RunRecord, write_json
 
@@ -25,6 +27,7 @@ class Result:
     metrics: Mapping[str, float]
     gradient_evaluations: int  # forward-backward passes over an effective batch
     seconds: float  # wall time of training
+    errors: ErrorsOfRun | None = None  # image by image; None in records that came before them
 
     @property
     def error(self) -> float:
@@ -38,7 +41,7 @@ class Trial:
 
     arm: str
     settings: Mapping[str, str]
-    held_out_error: float  # top-1 error in percent on a tenth of the training images
+    held_out_error: float  # top-1 error in percent where settings are chosen
     seed: int
 
 
@@ -51,6 +54,7 @@ class Comparison:
     published: str  # its arm
     trials: Sequence[Trial]
     results: Sequence[Result]
+    sweep_split: str | None = None  # that settings were chosen on; None: a tenth of the training
 
     def write(self, path: Path) -> None:
         """Write all of it as JSON."""
@@ -62,6 +66,9 @@ class Comparison:
         values: dict[str, Any] = json.loads(path.read_text())
         values["record"] = RunRecord(**values["record"])
         values["trials"] = [Trial(**trial) for trial in values["trials"]]
+        for result in values["results"]:
+            if errors := result.get("errors"):
+                result["errors"] = ErrorsOfRun(**errors)
         values["results"] = [Result(**result) for result in values["results"]]
         return cls(**values)
 
@@ -125,7 +132,10 @@ def trials_table(comparison: Comparison) -> str:
     """Render the grid: one row a point, the chosen one of each arm marked."""
     chosen = {result.arm: result.settings for result in comparison.results}
     points = [(trial.arm, tuple(trial.settings.items())) for trial in comparison.trials]
-    rows = [["arm", "settings", "error on held-out training images, %", "seeds", ""], ["---"] * 5]
+    chosen_on = "held-out training images"
+    if comparison.sweep_split:
+        chosen_on = f"the `{comparison.sweep_split}` split"
+    rows = [["arm", "settings", f"error on {chosen_on}, %", "seeds", ""], ["---"] * 5]
     for (arm, settings), n in Counter(points).items():
         error = held_out_error(comparison.trials, arm, dict(settings))
         shown = ", ".join(f"{name} {value}" for name, value in settings)

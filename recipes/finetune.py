@@ -14,6 +14,7 @@ from checkpoints import find_checkpoint, require_fitting
 from fields import DataOptions, ModelOptions
 from folder import RECORD, asked, claimed, note_options
 from hub import HubError, create_repo, push
+from image_errors import ErrorsOfRun, LastEvaluation
 from loading import load_splits, model_source, processes_here, task_of
 from options import parse_options
 from record import Run, describe
@@ -23,7 +24,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from hf_sam import SAMConfig, SAMTrainer
-from hf_sam.metrics import compute_metrics, rank_classes
+from hf_sam.metrics import rank_classes
 from hf_sam.model_card import RunRecord, results_table, write_run_card
 from hf_sam.vision import (
     BadImageError,
@@ -129,6 +130,7 @@ def save(
     record, output_dir = describe(argv, data, run, trainer, metrics), Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         write_run_card(output_dir / "README.md", record)
+        ErrorsOfRun.of(trainer.compute_metrics.prediction, run.splits).write(output_dir)
         record.write(output_dir / RECORD)
         print(f"\n{results_table(metrics)}\n\nmodel, metrics and card: {output_dir}")
     return record
@@ -203,7 +205,7 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=run.classifier.processor,
-        compute_metrics=compute_metrics,
+        compute_metrics=LastEvaluation(),
         preprocess_logits_for_metrics=rank_classes,
         compute_loss_func=soft_loss if data.mixup > 0 else None,
         callbacks=[EpochOfData(train_dataset), Stopwatch()],

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from hf_sam.model_card import write_json
 OPTIONS, RECORD = "options.json", "run.json"
 HALF_WRITTEN = "options.*.tmp"  # by `write_json`, when it is killed
 LENGTH = ("num_train_epochs", "max_steps")  # a run may be made longer
+# What a run did before there was an option to ask for something else.
+UNSET = {f.name: f.default for kind in (DataOptions, ModelOptions) for f in fields(kind)}
 # Beginnings of the names of options that do not change what is trained.
 ASIDE = ("output_dir", "resume", "push", "hub", "logging", "disable_tqdm", "report_to", "run_name")
 ASIDE += ("save", "eval_strategy", "eval_steps", "dataloader", "restore")
@@ -32,12 +35,19 @@ def asked(data: DataOptions, model: ModelOptions, args: SAMConfig) -> dict[str, 
     return json.loads(json.dumps(chosen | {"devices": args.world_size}, default=str))
 
 
+class FolderInUseError(ValueError):
+    """Another process is training in a folder."""
+
+
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Make a folder and hold it for one process of this machine; one killed lets go as well.
 
+    The process that holds it may claim it once more.
+
     Raises:
-        ValueError: If another process holds it, or it cannot be written.
+        FolderInUseError: If another process holds it.
+        ValueError: If it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,11 +58,12 @@ def claimed(folder: Path) -> Iterator[None]:
             f"`output_dir` must be a folder that can be written, got {str(folder)!r}: {error}."
         ) from error
     name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"hf_sam-{getpass.getuser()}-{name}.lock")
+    path = Path(tempfile.gettempdir()) / f"hf_sam-{getpass.getuser()}-{name}.lock"
+    lock = FileLock(path, is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
+        raise FolderInUseError(
             f"another process is training in {str(folder)!r}: wait for it, or pass another "
             "`--output_dir`."
         ) from error
@@ -107,7 +118,8 @@ def remove_checkpoints(folder: Path) -> None:
 def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:
     if not (folder / OPTIONS).exists():  # of a checkpoint that came from elsewhere
         return
-    before = json.loads((folder / OPTIONS).read_text())
+    before = UNSET | json.loads((folder / OPTIONS).read_text())
+    options = UNSET | options
     names = sorted((before.keys() | options.keys()) - set(besides))
     for name in names:
         if before.get(name) != options.get(name):

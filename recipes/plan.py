@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from choosing import Choosing
 from fields import DataOptions, ModelOptions
 from options import parse_options
 
@@ -52,6 +53,8 @@ class Plan:
     grid: Mapping[tuple[str, str], Sequence[str]]  # by arm ("" for all) and option that is swept
     seeds: Sequence[int]
     sweep_seeds: Sequence[int]  # of the runs that settings are chosen by
+    sweep_split: str | None  # that settings are chosen on; None: a tenth of the training images
+    choosing: Choosing
     output_dir: Path
 
     def has_sam(self, options: Mapping[str, str]) -> bool:
@@ -117,6 +120,8 @@ def parse_plan(argv: Sequence[str]) -> Plan:
             )
     if min(args.num_train_epochs, abs(args.max_steps)) <= 0:
         raise ValueError(f"`num_train_epochs` must be > 0, got {args.num_train_epochs}.")
+    if own.sweep_split and not own.sweep:
+        raise ValueError("`sweep_split` has no effect without `--sweep`: leave it out.")
     name = Path(data.dataset or data.data_dir or "digits").name
     arms = _arms(own, args)
     plan = Plan(
@@ -126,9 +131,16 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         grid=_grid(own.sweep, arms),
         seeds=range(own.first_seed, own.first_seed + own.seeds),
         sweep_seeds=range(own.first_seed, own.first_seed + own.sweep_seeds),
+        sweep_split=own.sweep_split,
+        choosing=Choosing.on(own.sweep_split, data),
         output_dir=Path(own.output_dir or f"runs/compare-{name}"),
     )
     for options in [*(arm.options for arm in plan.arms), *(run[1] for run in plan.sweep)]:
+        if own.sweep_split and "train_split" in options:
+            raise ValueError(
+                "`train_split` must be the same for all arms with `sweep_split`: give it as "
+                "--train_split, or leave it out."
+            )
         plan.parsed(options)  # a mistake is said before hours of training
     return plan
 
@@ -159,6 +171,13 @@ def command_line_parser() -> ArgumentParser:
         default=1,
         help="Choose by the mean over this many seeds, each with a tenth of its own. A tenth of "
         "few images says little: 150 of them leave a standard error of 4 points.",
+    )
+    parser.add_argument(
+        "--sweep_split",
+        metavar="SPLIT",
+        help="Choose on this split of the data (validation) instead, without training on it; the "
+        "runs that are measured train on it too. With --label_noise its labels are right in the "
+        "first and noisy in the second.",
     )
     parser.add_argument(
         "--arm",

@@ -35,6 +35,7 @@ class Protocol:
     std: tuple[float, ...] | None = None
     every: int | None = None  # steps between evaluations; None: each epoch, or none at all
     skip_bad_images: bool = False
+    squash: bool = False
 
 
 DROP = (("drop_rate", 0.5), ("drop_path_rate", 0.2))
@@ -51,6 +52,9 @@ VIT = Protocol(
     kwargs=(("weight_init", "jax"),),
 )  # fmt: skip
 B0 = Protocol("timm/efficientnet_b0.ra_in1k", 224, 0.02, 64, 64, frozen_batch_norm=True)
+LITE0 = Protocol(
+    "timm/tf_efficientnet_lite0.in1k", 112, 0.02, 64, 64, epochs=15, crop_scale=(0.25, 1.0),
+)  # fmt: skip
 WRN = Protocol(
     "wide_resnet28_10", 32, 0.1, 256, 32, epochs=200, weight_decay=5e-4, scratch=True,
     crop_padding=4,
@@ -113,6 +117,12 @@ TABLE = {name: row for data in VIT_STEPS for name, row in fine_tuning(data).item
         "wide_resnet10_2_no_norm", 32, 0.1, 64, 64, epochs=20, weight_decay=5e-4, scratch=True,
         crop_padding=4,
     ),
+    "oxford_flowers/efficientnet_lite0": LITE0,
+    "oxford_flowers/vit_small_patch14": Protocol(
+        "timm/vit_small_patch14_dinov2.lvd142m", 168, 5e-5, 64, 64, epochs=15, weight_decay=0.05,
+        clip=1.0, warmup=32, optimizer="adamw_torch None cosine", crop_scale=(0.25, 1.0),
+    ),
+    "stanford_cars/efficientnet_lite0": replace(LITE0, epochs=30, squash=True),
     "cub200_first50/mobilenetv2_035": Protocol(
         "mobilenetv2_035", 144, 0.02, 64, 64, epochs=15, rho=0.1, crop_scale=(0.5, 1.0),
         mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), kwargs=(("pad_type", "same"), ("bn_eps", 0.001)),

@@ -14,6 +14,7 @@ import pytest
 from comparison import Comparison, Trial, comparison_table
 from images import TINY, write_parquet
 from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
+from paired import paired_table
 from plan import Arm, parse_plan
 from plots import plot_comparison
 
@@ -37,6 +38,12 @@ def without_seconds(record: Path) -> dict[str, Any]:
     return {n: v for n, v in json.loads(record.read_text()).items() if n != "seconds"}
 
 
+def with_recipes() -> dict[str, str]:
+    """The environment of a process that imports the recipes."""
+    path = [str(Path(compare.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
 def timeless(folder: Path) -> dict[str, Any]:
     """All that was written of a comparison but how long it took and where."""
     values = json.loads((folder / "comparison.json").read_text())
@@ -57,8 +64,7 @@ def test_killed_again_and_again_ends_with_the_same_table(
     counted = tmp_path / "steps"
     done = subprocess.run(
         [sys.executable, script, str(data), str(tmp_path / "out"), str(counted), "0"],
-        check=True, timeout=240, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(compare.__file__).parent)},
+        check=True, timeout=240, capture_output=True, text=True, env=with_recipes(),
     )  # fmt: skip
     lives = int(re.search(r"lives: (\d+)", done.stdout)[1])
     assert lives >= 3, "it was not killed"
@@ -130,6 +136,12 @@ def test_what_is_written(straight: Path) -> None:
     assert (straight / "comparison.png").stat().st_size > 5000
     held_out = json.loads((straight / "sweep" / "sam-rho=0.1-seed0" / "run.json").read_text())
     assert (held_out["train_examples"], held_out["eval_examples"]) == (7, 1)
+    for result in comparison.results:
+        assert result.errors is not None
+        assert result.errors.split == "test"
+        assert len(result.errors.wrong) == round(result.error / 100 * result.errors.examples)
+    assert "Image by image" in card
+    assert paired_table(comparison) in card
 
 
 def test_a_run_that_is_refused_is_named(data: Path, tmp_path: Path) -> None:

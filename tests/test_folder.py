@@ -11,7 +11,7 @@ import finetune
 import pytest
 from cards import write_comparison_card
 from comparison import Comparison, Result
-from folder import claimed
+from folder import asked, claimed, has_ended
 from images import TINY, finetune_on, message_of, write_parquet
 from options import parse_options
 from stopwatch import Stopwatch
@@ -67,6 +67,19 @@ def test_going_on_with_other_options_is_refused(data: Path, tmp_path: Path) -> N
     assert "holds a run with other options, `rho` 0.05 and not 0.3" in said
     finetune.main(words(data, tmp_path, *resumed, "--max_steps", "6", "--logging_steps", "1"))
     assert "resume" not in RunRecord.read(tmp_path / "run.json").command
+
+
+def test_a_record_from_before_an_option_goes_on(tmp_path: Path) -> None:
+    """It has done what the option's default does, and no other value."""
+    made = asked(*parse_options([*TINY, "--output_dir", str(tmp_path)]))
+    older = {name: value for name, value in made.items() if name not in ("label_noise", "squash")}
+    assert older != made
+    write_json(tmp_path / "options.json", older)
+    write_json(tmp_path / "run.json", {})
+    assert has_ended(tmp_path, made)
+    for name, value in (("label_noise", 0.1), ("squash", True), ("mixup", None), ("rho", None)):
+        with pytest.raises(ValueError, match=f"holds a run with other options, `{name}`"):
+            has_ended(tmp_path, made | {name: value})
 
 
 def test_a_diverged_run_says_so(data: Path, tmp_path: Path) -> None:
