@@ -1,8 +1,6 @@
 """Model cards that say how a model was trained with SAM, and what came of it."""
 
-import json
 import math
-import os
 import platform
 import re
 import shlex
@@ -19,6 +17,7 @@ from jinja2 import Template
 from transformers import TrainingArguments
 
 from .config import SAMArguments
+from .json_files import read_json, write_json
 from .methods import METHODS
 from .schedule import AscentSchedule
 
@@ -74,24 +73,28 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote."""
-        return cls(**json.loads(path.read_text()))
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: If the file is cut short, edited or of something else.
+        """
+        return read_json(path, cls, remedy="restore it, or train that run again in a new folder")
+
+    def __post_init__(self) -> None:
+        """Require what cards and comparisons compute with."""
+        for name in METRICS:
+            if not 0 <= self.metrics.get(name, math.nan) <= 100:
+                raise ValueError(f"`metrics` must have {name} in percent, got {self.metrics}")
+        if self.sam is not None:
+            _require_number(self.sam, "rho", of="sam")
+            if str(self.sam.get("method", "sam")) not in METHODS:
+                raise ValueError(f"`sam.method` must be of {', '.join(METHODS)}")
+        _require_number(self.hyperparameters, "learning_rate", of="hyperparameters")
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write values as JSON, whole or not at all: a file that is there is complete."""
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def _without_nan(values: Any) -> Any:
-    """JSON has no number for what is not finite."""
-    if isinstance(values, Mapping):
-        return {name: _without_nan(value) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_without_nan(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+def _require_number(settings: Mapping[str, Any], name: str, *, of: str) -> None:
+    if not isinstance(settings.get(name), int | float):
+        raise ValueError(f"`{of}` must have a number `{name}`, got {settings.get(name)!r}")
 
 
 def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, Any]:

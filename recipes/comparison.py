@@ -1,15 +1,16 @@
 """What came of a comparison: every run, and mean, interval and paired differences over seeds."""
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Self
+from typing import Self
 
 from hf_sam.interval import Interval
-from hf_sam.model_card import RunRecord, write_json
+from hf_sam.json_files import read_json, write_json
+from hf_sam.model_card import RunRecord
 
 METRIC = "eval_top1_error"  # in percent: what arms are chosen by and compared in
 BASELINES = ("base", "base_2x")
@@ -25,6 +26,13 @@ class Result:
     metrics: Mapping[str, float]
     gradient_evaluations: int  # forward-backward passes over an effective batch
     seconds: float  # wall time of training
+
+    def __post_init__(self) -> None:
+        """Require what arms are compared by."""
+        if not 0 <= self.metrics.get(METRIC, math.nan) <= 100:
+            raise ValueError(f"`metrics` must have {METRIC} in percent, got {self.metrics}")
+        if not math.isfinite(self.seconds):
+            raise ValueError("`seconds` must be finite")
 
     @property
     def error(self) -> float:
@@ -52,18 +60,24 @@ class Comparison:
     trials: Sequence[Trial]
     results: Sequence[Result]
 
+    def __post_init__(self) -> None:
+        """Require a run."""
+        if not self.results:
+            raise ValueError("`results` must hold one run or more")
+
     def write(self, path: Path) -> None:
         """Write all of it as JSON."""
         write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote."""
-        values: dict[str, Any] = json.loads(path.read_text())
-        values["record"] = RunRecord(**values["record"])
-        values["trials"] = [Trial(**trial) for trial in values["trials"]]
-        values["results"] = [Result(**result) for result in values["results"]]
-        return cls(**values)
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: If the file is cut short, edited or of something else.
+        """
+        again = "restore it, or type the command of its compare.py again, which writes it anew"
+        return read_json(path, cls, remedy=again)
 
     @property
     def arms(self) -> list[str]:

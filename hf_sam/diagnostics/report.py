@@ -1,6 +1,5 @@
 """Everything that is measured of one classifier, or of two side by side, and its JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ import torch
 from jinja2 import Template
 from torch import nn
 
+from ..codec import encode
 from ..interval import Interval
-from ..model_card import TEMPLATES, write_json
-from .codec import decode, encode
+from ..json_files import read_json, write_json
+from ..model_card import TEMPLATES
 from .hessian import Hessian, hessian
 from .landscape import Landscape, landscape
 from .rho_scan import RhoScan, rho_scan
@@ -71,7 +71,15 @@ class Portrait:
             of: What it depends on.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"of": of, "portrait": encode(self)})
+        write_json(path, encode(Kept(of, self)))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A portrait, and what it depends on."""
+
+    of: Sequence[Any]
+    portrait: Portrait
 
 
 @dataclass(frozen=True)
@@ -96,17 +104,28 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote."""
-        return decode(cls, json.loads(path.read_text(encoding="utf-8")))
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: If the file is cut short, edited or of something else.
+        """
+        remedy = "restore it, or measure anew with `python -m hf_sam.diagnostics`"
+        return read_json(path, cls, remedy=remedy)
+
+    def __post_init__(self) -> None:
+        """Require portraits of the same measures."""
+        measured = [list(portrait.sharpness.by_m) for portrait in self.portraits]
+        if not measured or any(numbers != measured[0] for numbers in measured):
+            raise ValueError(f"`portraits` must be one or more with the same m, got {measured}")
 
 
 def kept_portrait(path: Path, of: Sequence[Any]) -> Portrait | None:
     """Return what `keep` has written of the same model and plan, or None."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return decode(Portrait, kept["portrait"]) if kept["of"] == list(of) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        kept = read_json(path, Kept, remedy="")
+    except ValueError:
         return None  # none, cut short, or of another version
+    return kept.portrait if kept.of == list(of) else None
 
 
 def portray(
