@@ -1,5 +1,6 @@
 """Model cards that say how a model was trained with SAM, and what came of it."""
 
+import html
 import math
 import platform
 import re
@@ -13,15 +14,14 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Template
 from transformers import TrainingArguments
 
 from .config import SAMArguments
 from .json_files import read_json, write_json
+from .markdown import Markdown, code, code_block, render, unmarked
 from .methods import METHODS
 from .schedule import AscentSchedule
 
-TEMPLATES = Path(__file__).parent / "templates"
 TAGS = ("sharpness-aware-minimization", "hf_sam")
 LIBRARIES = ("hf-sam", "torch", "transformers", "accelerate", "datasets", "timm")
 HYPERPARAMETERS = (
@@ -64,6 +64,8 @@ class RunRecord:
     date: str  # of the end of training, year-month-day
     remarks: Sequence[str] = ()  # what a reader of the results must know
     data_options: Mapping[str, Any] = field(default_factory=dict)  # crops, augmentation, noise
+    # Image size, mean and std of the images that it takes, and its own arguments.
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     data_license: str | None = None
     weights_license: str | None = None  # of the base model, as the Hub names it
 
@@ -138,26 +140,30 @@ def write_run_card(path: Path, record: RunRecord, *, comparison: str | None = No
     """
     title = f"{record.base}, {record.dataset}"
     title += f", SAM rho {record.sam['rho']:g}" if record.sam else ""
-    card = ModelCard.from_template(
-        _metadata(record, title),
-        template_path=str(TEMPLATES / "model_card.md"),
+    settings = {**record.hyperparameters, **record.model_options, **record.data_options}
+    text = render(
+        "model_card.md",
+        card_data=Markdown(_metadata(record, title).to_yaml()),
         record=record,
         title=title,
-        comparison=comparison,
-        settings={**record.hyperparameters, **record.data_options},
-        results=results_table(record.metrics),
+        comparison=comparison and Markdown(comparison),
+        command=code_block(record.command),
+        eval_split=code(record.eval_split),
+        remarks=[Markdown(html.escape(remark, quote=False)) for remark in record.remarks],
+        settings={code(name): value for name, value in settings.items()},
+        results=Markdown(results_table(record.metrics)),
         sam_section=sam_section(record.sam) if record.sam else "Trained without SAM.",
     )
-    card.save(path)
+    ModelCard(text).save(path)
 
 
 def _metadata(record: RunRecord, title: str) -> ModelCardData:
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=record.dataset_id or record.dataset,
-            dataset_name=record.dataset,
-            dataset_split=record.eval_split,
+            dataset_type=unmarked(record.dataset_id or record.dataset),
+            dataset_name=unmarked(record.dataset),
+            dataset_split=unmarked(record.eval_split),
             metric_type=name.removeprefix("eval_"),
             metric_name=f"{label}, %",
             metric_value=round(record.metrics[name], 3),
@@ -166,13 +172,13 @@ def _metadata(record: RunRecord, title: str) -> ModelCardData:
         if name in record.metrics
     ]
     return ModelCardData(
-        model_name=title,
-        license=record.weights_license,
+        model_name=unmarked(title),
+        license=record.weights_license and unmarked(record.weights_license),
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=[*(TAGS if record.sam else []), *(["timm"] if record.timm else [])],
-        datasets=[record.dataset_id] if record.dataset_id else None,
-        base_model=record.base_model,
+        datasets=[unmarked(record.dataset_id)] if record.dataset_id else None,
+        base_model=record.base_model and unmarked(record.base_model),
         metrics=[result.metric_type for result in results],
         eval_results=results,
     )
@@ -209,7 +215,7 @@ def without_tokens(words: Sequence[str]) -> list[str]:
     return shown
 
 
-def sam_section(settings: Mapping[str, Any]) -> str:
+def sam_section(settings: Mapping[str, Any]) -> Markdown:
     """Render the section on SAM: what it is, the settings, the citation.
 
     Args:
@@ -219,8 +225,9 @@ def sam_section(settings: Mapping[str, Any]) -> str:
         Markdown, from a second-level heading on.
     """
     source = METHODS[settings.get("method", "sam")].source
-    template = Template((TEMPLATES / "sam_section.md").read_text(encoding="utf-8"))
-    return template.render(settings=settings, source=source)
+    named = {code(name): value for name, value in settings.items()}
+    method = code(settings.get("method", "sam"))
+    return render("sam_section.md", settings=settings, named=named, method=method, source=source)
 
 
 def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> None:

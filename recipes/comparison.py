@@ -10,6 +10,7 @@ from typing import Self
 
 from hf_sam.interval import Interval
 from hf_sam.json_files import read_json, write_json
+from hf_sam.markdown import Markdown, code, table
 from hf_sam.model_card import RunRecord
 
 METRIC = "eval_top1_error"  # in percent: what arms are chosen by and compared in
@@ -102,18 +103,18 @@ class Comparison:
         return [r.error - reference[r.seed] for r in self.of(arm) if r.seed in reference]
 
 
-def comparison_table(comparison: Comparison) -> str:
+def comparison_table(comparison: Comparison) -> Markdown:
     """Render one row an arm: error, paired differences, cost and number of seeds."""
     baselines = [name for name in BASELINES if name in comparison.arms]
-    titles = ["arm", "settings", "top-1 error, %", *(f"minus `{name}`" for name in baselines)]
-    titles += ["gradient evaluations", "minutes, fastest", "seeds"]
-    rows = [titles, ["---"] * len(titles)]
+    minus = [Markdown(f"minus {code(name)}") for name in baselines]
+    titles = ["arm", "settings", "top-1 error, %", *minus]
+    rows = [[*titles, "gradient evaluations", "minutes, fastest", "seeds"]]
     for arm in comparison.arms:
         results = comparison.of(arm)
         settings = ", ".join(f"{name} {value}" for name, value in results[0].settings.items())
         rows.append(
             [
-                f"`{arm}`",
+                code(arm),
                 settings or "-",
                 str(Interval.of([result.error for result in results])),
                 *(_difference(comparison, arm, baseline) for baseline in baselines),
@@ -122,7 +123,7 @@ def comparison_table(comparison: Comparison) -> str:
                 str(len(results)),
             ]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(rows)
 
 
 def _difference(comparison: Comparison, arm: str, baseline: str) -> str:
@@ -135,14 +136,14 @@ def held_out_error(trials: Sequence[Trial], arm: str, settings: Mapping[str, str
     return mean(t.held_out_error for t in trials if (t.arm, t.settings) == (arm, settings))
 
 
-def trials_table(comparison: Comparison) -> str:
+def trials_table(comparison: Comparison) -> Markdown:
     """Render the grid: one row a point, the chosen one of each arm marked."""
     chosen = {result.arm: result.settings for result in comparison.results}
     points = [(trial.arm, tuple(trial.settings.items())) for trial in comparison.trials]
-    rows = [["arm", "settings", "error on held-out training images, %", "seeds", ""], ["---"] * 5]
+    rows = [["arm", "settings", "error on held-out training images, %", "seeds", ""]]
     for (arm, settings), n in Counter(points).items():
         error = held_out_error(comparison.trials, arm, dict(settings))
         shown = ", ".join(f"{name} {value}" for name, value in settings)
         mark = "chosen" if settings and set(settings) <= set(chosen.get(arm, {}).items()) else ""
-        rows.append([f"`{arm}`", shown, f"{error:.2f}", str(n), mark])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        rows.append([code(arm), shown, f"{error:.2f}", str(n), mark])
+    return table(rows)

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..model_card import add_sharpness_to_card, versions, without_tokens
+from ..commands import last_part, shown_command
+from ..model_card import add_sharpness_to_card, versions
 from ..vision import BadImageError, Splits
 from .images import Trained, batches_of, fingerprint, load_images, load_trained, sample, top1_error
 from .landscape import line_between
@@ -29,9 +30,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     if find_spec("matplotlib") is None:
         sys.exit("diagnostics: the pictures need matplotlib: `pip install 'hf-sam[plots]'`.")
     try:
-        return measure(
-            options, " ".join(without_tokens(["python", "-m", "hf_sam.diagnostics", *argv]))
-        )
+        return measure(options, shown_command(["python", "-m", "hf_sam.diagnostics", *argv]))
     except (ValueError, BadImageError) as error:
         sys.exit(f"diagnostics: {error}")
     except KeyboardInterrupt:
@@ -47,7 +46,7 @@ def measure(options: Namespace, command: str) -> Report:
     from .html import write_html  # draws with matplotlib, an extra of the package
 
     folders = [options.model, *([options.compare] if options.compare else [])]
-    names = options.names or [Path(folder).name for folder in folders]
+    names = options.names or [last_part(folder) for folder in folders]
     out, cards = Path(options.out), [Path(folder) / "README.md" for folder in folders]
     _require_usable(names, folders, cards if options.card else [], out, options.device)
     _plan(options).rehearse()
@@ -76,7 +75,7 @@ def measure(options: Namespace, command: str) -> Report:
         for i, (name, trained, own) in enumerate(zip(names, models, batches, strict=True))
     ]
     report = Report(
-        data=Path(options.data).name,
+        data=last_part(options.data),
         split=options.train_split,
         eval_split=splits.eval_split,
         eval_examples=min(options.max_eval_samples, len(splits.eval)),

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ..model_card import TEMPLATES
+from ..markdown import TEMPLATES
 from . import plots
 from .report import RATIO, Report, table
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jinja2 import Template
 from torch import nn
 
 from ..codec import encode
 from ..interval import Interval
 from ..json_files import read_json, write_json
-from ..model_card import TEMPLATES
+from ..markdown import Markdown, code, render
 from .hessian import Hessian, hessian
 from .landscape import Landscape, landscape
 from .rho_scan import RhoScan, rho_scan
@@ -116,7 +115,9 @@ class Report:
         """Require portraits of the same measures."""
         measured = [list(portrait.sharpness.by_m) for portrait in self.portraits]
         if not measured or any(numbers != measured[0] for numbers in measured):
-            raise ValueError(f"`portraits` must be one or more with the same m, got {measured}")
+            raise ValueError(
+                f"`portraits` must be one or more with the same `by_m`, got {measured}"
+            )
 
 
 def kept_portrait(path: Path, of: Sequence[Any]) -> Portrait | None:
@@ -218,7 +219,7 @@ def table(portraits: Sequence[Portrait]) -> list[Measure]:
     return [_measure(label, values) for label, values in found if None not in values]
 
 
-def card_section(report: Report, portrait: Portrait) -> str:
+def card_section(report: Report, portrait: Portrait) -> Markdown:
     """Render the model card's section on one model of a report, beside the others.
 
     Args:
@@ -230,8 +231,15 @@ def card_section(report: Report, portrait: Portrait) -> str:
     """
     others = [other for other in report.portraits if other is not portrait]
     shown = [portrait, *others]
-    template = Template((TEMPLATES / "how_sharp.md").read_text(encoding="utf-8"), trim_blocks=True)
-    return template.render(report=report, shown=shown, rows=table(shown))
+    return render(
+        "how_sharp.md",
+        trim_blocks=True,
+        report=report,
+        split=code(report.split),
+        command=code(report.command),
+        shown=shown,
+        rows=table(shown),
+    )
 
 
 def _measure(label: str, found: list[float | Interval]) -> Measure:
