@@ -21,9 +21,9 @@ class Markdown(str):
     __slots__ = ()
 
 
-def render(name: str, *, trim_blocks: bool = False, **values: Any) -> Markdown:
+def render(name: str, **values: Any) -> Markdown:
     """Fill in a template of the package, escaping every value that is not Markdown."""
-    environment = Environment(finalize=escaped, trim_blocks=trim_blocks)
+    environment = Environment(finalize=escaped)
     template = environment.from_string((TEMPLATES / name).read_text(encoding="utf-8"))
     return Markdown(template.render(**values))
 

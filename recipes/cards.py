@@ -10,7 +10,8 @@ from pathlib import Path
 from comparison import Comparison, comparison_table, trials_table
 from plots import plot_comparison
 
-from hf_sam.diagnostics.report import Report, card_section
+from hf_sam.diagnostics.card import card_section
+from hf_sam.diagnostics.report import Report
 from hf_sam.markdown import code_block
 from hf_sam.model_card import add_sharpness_to_card, write_run_card
 

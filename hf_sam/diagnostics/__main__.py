@@ -18,9 +18,10 @@ from torch import Tensor
 from ..commands import last_part, shown_command
 from ..model_card import add_sharpness_to_card, versions
 from ..vision import BadImageError, Splits
+from .card import card_section
 from .images import Trained, batches_of, fingerprint, load_images, load_trained, sample, top1_error
 from .landscape import line_between
-from .report import Plan, Portrait, Report, card_section, kept_portrait, portray
+from .report import Plan, Portrait, Report, kept_portrait, portray
 
 
 def main(argv: Sequence[str] | None = None) -> Report:

@@ -11,7 +11,8 @@ from jinja2 import Environment, StrictUndefined
 
 from ..markdown import TEMPLATES
 from . import plots
-from .report import RATIO, Report, table
+from .report import Report, table
+from .verdict import outcome, verdict
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def write_html(path: Path, report: Report) -> None:
             report=report,
             first=report.portraits[0],
             rows=rows,
-            ratio=RATIO,
+            outcome=outcome,
+            names=[portrait.name for portrait in report.portraits],
             verdict=verdict(report),
             pictures=list(_pictures(report)),
             settings=[(name, [of.get(name, "-") for of in settings]) for name in names],
@@ -52,23 +54,6 @@ def write_html(path: Path, report: Report) -> None:
         ),
         encoding="utf-8",
     )
-
-
-def verdict(report: Report) -> str:
-    """Say which of two models is the flatter one, by how many of the measures."""
-    if len(report.portraits) < 2:
-        return "One model: a number says little without another one beside it (--compare)."
-    names = [portrait.name for portrait in report.portraits]
-    rows = [row for row in table(report.portraits) if row.label != RATIO]
-    won = [[row.label for row in rows if row.values[i] < row.values[1 - i]] for i in (0, 1)]
-    first, second = (0, 1) if len(won[0]) >= len(won[1]) else (1, 0)
-    if not won[first]:
-        return f"{names[0]} and {names[1]} are equally flat by all {len(rows)} measures."
-    text = (
-        f"{names[first]} is flatter than {names[second]} by {len(won[first])} of {len(rows)} "
-        "measures"
-    )
-    return f"{text}, but not by: {'; '.join(won[second])}." if won[second] else f"{text}."
 
 
 def _pictures(report: Report) -> Iterator[Picture]:

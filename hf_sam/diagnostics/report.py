@@ -11,13 +11,14 @@ from torch import nn
 from ..codec import encode
 from ..interval import Interval
 from ..json_files import read_json, write_json
-from ..markdown import Markdown, code, render
 from .hessian import Hessian, hessian
 from .landscape import Landscape, landscape
 from .rho_scan import RhoScan, rho_scan
 from .sharpness import Sharpness, sharpness
 
 RATIO = "lambda_max / lambda_5"  # of the paper's figure; says nothing of flatness by itself
+M_SHARPNESS = "m-sharpness"
+ROUNDING = 1e-3  # of a number without an interval: eigenvalues are found to that, losses rounded
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,30 @@ class Measure:
 
     label: str
     shown: list[str]
-    values: list[float]
+    values: list[float]  # the smaller, the flatter
+    half_widths: list[float]  # of their own intervals; nan where there is none to be had
+
+    @property
+    def counted_as(self) -> str | None:
+        """The measure that the row belongs to, which counts once; None where none is."""
+        if self.label.startswith(M_SHARPNESS):
+            return M_SHARPNESS
+        return None if self.label == RATIO else self.label
+
+    @property
+    def flatter(self) -> int | None:
+        """Which of two models is flatter beyond the intervals of both; None if that is unclear."""
+        if len(self.values) != 2 or self.counted_as is None:
+            return None
+        (first, second), apart = self.values, sum(self.half_widths)
+        if not abs(first - second) > apart:
+            return None
+        return 0 if first < second else 1
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the models do not differ at all."""
+        return len(set(self.values)) == 1
 
 
 def table(portraits: Sequence[Portrait]) -> list[Measure]:
@@ -208,7 +232,7 @@ def table(portraits: Sequence[Portrait]) -> list[Measure]:
         (f"average over random directions, sigma {first.sigma:g}", lambda p: p.sharpness.average),
         (f"adaptive (ASAM), rho {first.adaptive_rho:g}", lambda p: p.sharpness.adaptive),
         *(
-            (f"m-sharpness, m = {m}", lambda p, m=m: p.sharpness.by_m[m])
+            (f"{M_SHARPNESS}, m = {m}", lambda p, m=m: p.sharpness.by_m[m])
             for m in first.by_m
         ),
         ("lambda_max", lambda p: p.hessian.lambda_max),
@@ -219,29 +243,14 @@ def table(portraits: Sequence[Portrait]) -> list[Measure]:
     return [_measure(label, values) for label, values in found if None not in values]
 
 
-def card_section(report: Report, portrait: Portrait) -> Markdown:
-    """Render the model card's section on one model of a report, beside the others.
-
-    Args:
-        report: Where the others are.
-        portrait: Of the card's model; comes first.
-
-    Returns:
-        Markdown, from a second-level heading on.
-    """
-    others = [other for other in report.portraits if other is not portrait]
-    shown = [portrait, *others]
-    return render(
-        "how_sharp.md",
-        trim_blocks=True,
-        report=report,
-        split=code(report.split),
-        command=code(report.command),
-        shown=shown,
-        rows=table(shown),
-    )
-
-
 def _measure(label: str, found: list[float | Interval]) -> Measure:
-    values = [value.mean if isinstance(value, Interval) else float(value) for value in found]
-    return Measure(label, [f"{value:.3g}" for value in found], values)
+    intervals = [
+        value if isinstance(value, Interval) else Interval(value, ROUNDING * abs(value), 1)
+        for value in found
+    ]
+    return Measure(
+        label,
+        [f"{value:.3g}" for value in found],
+        [float(interval.mean) for interval in intervals],
+        [interval.half_width for interval in intervals],
+    )
