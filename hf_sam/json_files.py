@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ def write_json(path: Path, values: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: Path, kind: Any, *, remedy: str) -> Any:
+def read_json(
+    path: Path, kind: Any, *, remedy: str, check: Callable[[Any], None] | None = None
+) -> Any:
     """Read JSON as a dataclass, or as another type that `decode` takes.
 
     Args:
         path: The file.
         kind: What it must hold.
         remedy: For the user of a file that is cut short, edited or of another program.
+        check: Raises a ValueError for what the type does not say.
 
     Raises:
         ValueError: If it cannot be read or holds something else; names file, fault and remedy.
@@ -36,7 +39,10 @@ def read_json(path: Path, kind: Any, *, remedy: str) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         _require_shallow(values)
-        return decode(kind, values)
+        found = decode(kind, values)
+        if check is not None:
+            check(found)
+        return found
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
     except json.JSONDecodeError as error:

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments
+from yaml import YAMLError
 
 from .config import SAMArguments
 from .json_files import read_json, write_json
@@ -250,6 +251,27 @@ def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> 
     card.save(path)
 
 
+def card_at(path: Path) -> ModelCard:
+    """Return the model card in a file.
+
+    Raises:
+        ValueError: If there is none, or its metadata are damaged.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"`--card` needs a model card to add to, got none at {str(path)!r}: finetune.py "
+            "writes one."
+        )
+    try:
+        return ModelCard.load(path)
+    except (OSError, ValueError, TypeError, YAMLError) as error:
+        fault = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"`--card` needs a model card with its metadata in YAML, got {str(path)!r} ({fault}): "
+            "mend or remove what stands between the first two lines of ---."
+        ) from error
+
+
 def add_sharpness_to_card(path: Path, section: str) -> None:
     """Put the section "How sharp" into a model card file, in place of an older one.
 
@@ -260,13 +282,8 @@ def add_sharpness_to_card(path: Path, section: str) -> None:
     Raises:
         ValueError: If there is no card at `path`.
     """
-    if not path.is_file():
-        raise ValueError(
-            f"`--card` needs a model card to add to, got none at {str(path)!r}: finetune.py "
-            "writes one."
-        )
     begin, end = "<!-- how sharp -->", "<!-- end of how sharp -->"
-    card = ModelCard.load(path)
+    card = card_at(path)
     text = re.sub(rf"\n*{begin}.*?{end}\n*", "\n", card.text, flags=re.DOTALL).rstrip()
     card.text = f"{text}\n\n{begin}\n\n{section.strip()}\n\n{end}\n"
     card.save(path)

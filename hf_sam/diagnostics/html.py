@@ -35,7 +35,7 @@ def write_html(path: Path, report: Report) -> None:
     template = page.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     rows = table(report.portraits)
     settings = [
-        {**(p.run.get("hyperparameters") or {}),
+        {**(p.run.get("hyperparameters") or {}), **(p.run.get("model_options") or {}),
          **{f"SAM: {name}": value for name, value in (p.run.get("sam") or {}).items()}}
         for p in report.portraits
     ]  # fmt: skip

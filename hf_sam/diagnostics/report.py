@@ -1,6 +1,6 @@
 """Everything that is measured of one classifier, or of two side by side, and its JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,16 +8,19 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from ..codec import encode
+from ..codec import decode, encode
 from ..interval import Interval
 from ..json_files import read_json, write_json
 from .hessian import Hessian, hessian
 from .landscape import Landscape, landscape
-from .rho_scan import RhoScan, rho_scan
+from .rho_scan import RHOS, RhoScan, rho_scan
 from .sharpness import Sharpness, sharpness
 
 RATIO = "lambda_max / lambda_5"  # of the paper's figure; says nothing of flatness by itself
 M_SHARPNESS = "m-sharpness"
+LINE, SURFACE, SHARPNESS = "loss along a direction", "loss landscape", "sharpness"
+HESSIAN, SCAN = "Hessian", "choosing rho"
+LINE_POINTS = 41
 ROUNDING = 1e-3  # of a number without an interval: eigenvalues are found to that, losses rounded
 
 
@@ -47,7 +50,18 @@ class Plan:
         model, examples = nn.Linear(1, 2), max([1, *self.m])
         batches = [(torch.ones(examples, 1), torch.zeros(examples, dtype=torch.int64))]
         told: dict[str, Any] = {"name": "", "error": 0.0, "run": {}, "progress": False}
-        portray(model, batches, self, held_out=batches, **told)
+        portray(model, batches, self, held_out=batches, begin=lambda what: None, **told)
+
+    def costs(self) -> dict[str, float]:
+        """Return what `portray` measures, and its cost in forward-backward passes, about."""
+        products = 4 * self.top_k + self.trace_probes + self.density_probes * self.density_steps
+        by_loss = (3 + 2 * self.directions) / 3  # a forward pass is a third
+        pictures = {LINE: LINE_POINTS / 3, SURFACE: self.points**2 / 3} if self.points else {}
+        return pictures | {
+            SHARPNESS: 1 + self.steps + by_loss + 4 / 3 * len(self.m),
+            HESSIAN: 2.0 * products,
+            SCAN: 1.0 + len(RHOS),
+        }
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,10 @@ class Portrait:
     rho_scan: RhoScan | None
     run: Mapping[str, Any]  # the record of its training, where there is one
 
+    def __post_init__(self) -> None:
+        """Require what is shown of the record."""
+        require_shown(self.run)
+
     def keep(self, path: Path, of: Sequence[Any]) -> None:
         """Write it down, for a run that is started again.
 
@@ -72,6 +90,13 @@ class Portrait:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, encode(Kept(of, self)))
+
+
+def require_shown(run: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a record has something else where its settings should be."""
+    decode(str | None, run.get("command"), "command")
+    for name in ("hyperparameters", "sam", "model_options"):
+        decode(Mapping[str, Any] | None, run.get(name), name)
 
 
 @dataclass(frozen=True)
@@ -139,6 +164,7 @@ def portray(
     name: str,
     error: float,
     run: Mapping[str, Any],
+    begin: Callable[[str], None],
     progress: bool = True,
 ) -> Portrait:
     """Measure all of a model.
@@ -151,44 +177,34 @@ def portray(
         name: To show.
         error: Top-1, in percent.
         run: The record of its training; may be empty.
+        begin: Told what is measured next, by the names in `Plan.costs`.
         progress: Show progress bars.
 
     Raises:
         ValueError: If it cannot be measured.
     """
     shared: dict[str, Any] = {"seed": plan.seed, "progress": progress}
-    line, surface = None, None
+    found: dict[str, Any] = {"line": None, "surface": None}
     if plan.points:
-        line = landscape(model, batches, dimensions=1, span=plan.span, points=41, **shared)
-        surface = landscape(model, batches, span=plan.span, points=plan.points, **shared)
-    return Portrait(
-        name=name,
-        error=error,
-        sharpness=sharpness(
-            model,
-            batches,
-            rho=plan.rho,
-            steps=plan.steps,
-            sigma=plan.sigma,
-            directions=plan.directions,
-            adaptive_rho=10 * plan.rho,
-            m=plan.m,
-            **shared,
-        ),
-        hessian=hessian(
-            model,
-            batches,
-            top_k=plan.top_k,
-            trace_probes=plan.trace_probes,
-            density_probes=plan.density_probes,
-            density_steps=plan.density_steps,
-            **shared,
-        ),
-        line=line,
-        surface=surface,
-        rho_scan=rho_scan(model, held_out, max_batches=None, **shared),
-        run=run,
+        begin(LINE)
+        found["line"] = landscape(
+            model, batches, dimensions=1, span=plan.span, points=LINE_POINTS, **shared
+        )
+        begin(SURFACE)
+        found["surface"] = landscape(model, batches, span=plan.span, points=plan.points, **shared)
+    begin(SHARPNESS)
+    of_sharpness = {n: getattr(plan, n) for n in ("rho", "steps", "sigma", "directions", "m")}
+    found["sharpness"] = sharpness(
+        model, batches, adaptive_rho=10 * plan.rho, **of_sharpness, **shared
     )
+    begin(HESSIAN)
+    of_hessian = ("top_k", "trace_probes", "density_probes", "density_steps")
+    found["hessian"] = hessian(
+        model, batches, **{n: getattr(plan, n) for n in of_hessian}, **shared
+    )
+    begin(SCAN)
+    found["rho_scan"] = rho_scan(model, held_out, max_batches=None, **shared)
+    return Portrait(name=name, error=error, run=run, **found)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def _sentence(
             return f"{names[0]} and {names[1]} are equally flat by all {measures} measures."
         text = f"Neither {names[0]} nor {names[1]} is flatter by any of {measures} measures."
     elif len(won[0]) == len(won[1]):
-        text = f"{names[0]} is flatter by: {'; '.join(won[0])}, {names[1]} by: {'; '.join(won[1])}."
+        text = f"{names[0]} is flatter by: {'; '.join(won[0])}. "
+        text += f"{names[1]} is, by: {'; '.join(won[1])}."
     else:
         text = f"{names[ahead]} is flatter than {names[behind]} by {len(won[ahead])} of {measures} "
         text += "measures" + (f", but not by: {'; '.join(won[behind])}." if won[behind] else ".")
