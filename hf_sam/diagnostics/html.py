@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from ..markdown import TEMPLATES
 from . import plots
 from .report import Report, table
+from .rho_scan import RhoScan
 from .verdict import outcome, verdict
 
 
@@ -103,10 +104,23 @@ def _pictures(report: Report) -> Iterator[Picture]:
         yield _picture(
             "Choosing rho",
             plots.plot_rho_scan(scans),
-            " ".join(f"{name}: {scan.reason}" for name, scan in scans.items())
-            + f" On as many images of the {report.eval_split} split, which were not trained on. A "
-            "starting point: choose among its neighbours on held-out training images.",
+            _about_rho(scans, report.eval_split),
         )
+
+
+def _about_rho(scans: Mapping[str, RhoScan], split: str) -> str:
+    """Say what the lines are, and what is recommended where something is."""
+    text = (
+        "Above, the mean loss after an ascent step of each rho, and dotted without one. Below, the "
+        "cosine between the gradients before and after that step; the grey line is at 45 degrees. "
+        f"On as many images of the {split} split, which were not trained on."
+    )
+    for name, scan in scans.items():
+        found = "" if scan.recommended is None else f"recommended is {scan.recommended:g}: "
+        text += f" {name}: {found}{scan.reason}"
+    if any(scan.recommended is not None for scan in scans.values()):
+        text += " A starting point: choose among its neighbours on held-out training images."
+    return text
 
 
 def _picture(title: str, figure: Any, text: str) -> Picture:
