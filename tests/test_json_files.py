@@ -65,6 +65,7 @@ EDITS = [
     ("record", "seconds", True),
     ("record", "remarks", "one"),
     ("report", "portraits", []),
+    ("report", "portraits.1.run.sam", [[1]]),
     ("report", "portraits.0.sharpness.by_m", {"4": 0.1}),
     ("report", "portraits.0.sharpness.by_m", {"four": 0.1}),
     ("report", "portraits.0.hessian.eigenvalues", []),

@@ -140,6 +140,8 @@ class Report:
     def __post_init__(self) -> None:
         """Require portraits of the same measures."""
         measured = [list(portrait.sharpness.by_m) for portrait in self.portraits]
+        if self.between is not None and len(measured) != 2:
+            raise ValueError(f"`between` must go with two `portraits`, got {len(measured)}")
         if not measured or any(numbers != measured[0] for numbers in measured):
             raise ValueError(
                 f"`portraits` must be one or more with the same `by_m`, got {measured}"
