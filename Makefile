@@ -35,6 +35,7 @@ matrix: $(STAMP) ## train every combination beside the reference and write docs/
 
 cards: $(STAMP) ## write cards, plots and the tables of the documents from model_cards/*.json
 	$(PYTHON) recipes/cards.py model_cards/*.json
+	$(PYTHON) recipes/overview.py model_cards/*.json --out docs/pictures/comparisons.png
 	$(PYTHON) benchmarks/flatness.py
 	$(PYTHON) tests/test_readme.py
 

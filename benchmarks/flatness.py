@@ -3,6 +3,7 @@
 python benchmarks/flatness.py    writes the pictures; `make cards` puts the tables into the docs
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +61,15 @@ def names() -> list[str]:
     return sorted({path.stem.rsplit("-seed", 1)[0] for path in FOLDER.glob("*-seed*.json")})
 
 
+def main() -> None:
+    """Draw all; a file that cannot be read ends in one message."""
+    try:
+        for found in names():
+            draw(found, reports_of(found)[0])
+            print(found)
+    except ValueError as error:
+        sys.exit(f"flatness.py: {error}")
+
+
 if __name__ == "__main__":
-    for found in names():
-        draw(found, reports_of(found)[0])
-        print(found)
+    main()

@@ -1,8 +1,7 @@
 """Model cards that say how a model was trained with SAM, and what came of it."""
 
-import json
+import html
 import math
-import os
 import platform
 import re
 import shlex
@@ -15,14 +14,15 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Template
 from transformers import TrainingArguments
+from yaml import YAMLError
 
 from .config import SAMArguments
+from .json_files import read_json, write_json
+from .markdown import Markdown, code, code_block, render, unmarked
 from .methods import METHODS
 from .schedule import AscentSchedule
 
-TEMPLATES = Path(__file__).parent / "templates"
 TAGS = ("sharpness-aware-minimization", "hf_sam")
 LIBRARIES = ("hf-sam", "torch", "transformers", "accelerate", "datasets", "timm")
 HYPERPARAMETERS = (
@@ -65,6 +65,8 @@ class RunRecord:
     date: str  # of the end of training, year-month-day
     remarks: Sequence[str] = ()  # what a reader of the results must know
     data_options: Mapping[str, Any] = field(default_factory=dict)  # crops, augmentation, noise
+    # Image size, mean and std of the images that it takes, and its own arguments.
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     data_license: str | None = None
     weights_license: str | None = None  # of the base model, as the Hub names it
 
@@ -74,24 +76,28 @@ class RunRecord:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote."""
-        return cls(**json.loads(path.read_text()))
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: If the file is cut short, edited or of something else.
+        """
+        return read_json(path, cls, remedy="restore it, or train that run again in a new folder")
+
+    def __post_init__(self) -> None:
+        """Require what cards and comparisons compute with."""
+        for name in METRICS:
+            if not 0 <= self.metrics.get(name, math.nan) <= 100:
+                raise ValueError(f"`metrics` must have {name} in percent, got {self.metrics}")
+        if self.sam is not None:
+            _require_number(self.sam, "rho", of="sam")
+            if str(self.sam.get("method", "sam")) not in METHODS:
+                raise ValueError(f"`sam.method` must be of {', '.join(METHODS)}")
+        _require_number(self.hyperparameters, "learning_rate", of="hyperparameters")
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write values as JSON, whole or not at all: a file that is there is complete."""
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def _without_nan(values: Any) -> Any:
-    """JSON has no number for what is not finite."""
-    if isinstance(values, Mapping):
-        return {name: _without_nan(value) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_without_nan(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+def _require_number(settings: Mapping[str, Any], name: str, *, of: str) -> None:
+    if not isinstance(settings.get(name), int | float):
+        raise ValueError(f"`{of}` must have a number `{name}`, got {settings.get(name)!r}")
 
 
 def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, Any]:
@@ -135,26 +141,30 @@ def write_run_card(path: Path, record: RunRecord, *, comparison: str | None = No
     """
     title = f"{record.base}, {record.dataset}"
     title += f", SAM rho {record.sam['rho']:g}" if record.sam else ""
-    card = ModelCard.from_template(
-        _metadata(record, title),
-        template_path=str(TEMPLATES / "model_card.md"),
+    settings = {**record.hyperparameters, **record.model_options, **record.data_options}
+    text = render(
+        "model_card.md",
+        card_data=Markdown(_metadata(record, title).to_yaml()),
         record=record,
         title=title,
-        comparison=comparison,
-        settings={**record.hyperparameters, **record.data_options},
-        results=results_table(record.metrics),
+        comparison=comparison and Markdown(comparison),
+        command=code_block(record.command),
+        eval_split=code(record.eval_split),
+        remarks=[Markdown(html.escape(remark, quote=False)) for remark in record.remarks],
+        settings={code(name): value for name, value in settings.items()},
+        results=Markdown(results_table(record.metrics)),
         sam_section=sam_section(record.sam) if record.sam else "Trained without SAM.",
     )
-    card.save(path)
+    ModelCard(text).save(path)
 
 
 def _metadata(record: RunRecord, title: str) -> ModelCardData:
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=record.dataset_id or record.dataset,
-            dataset_name=record.dataset,
-            dataset_split=record.eval_split,
+            dataset_type=unmarked(record.dataset_id or record.dataset),
+            dataset_name=unmarked(record.dataset),
+            dataset_split=unmarked(record.eval_split),
             metric_type=name.removeprefix("eval_"),
             metric_name=f"{label}, %",
             metric_value=round(record.metrics[name], 3),
@@ -163,13 +173,13 @@ def _metadata(record: RunRecord, title: str) -> ModelCardData:
         if name in record.metrics
     ]
     return ModelCardData(
-        model_name=title,
-        license=record.weights_license,
+        model_name=unmarked(title),
+        license=record.weights_license and unmarked(record.weights_license),
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=[*(TAGS if record.sam else []), *(["timm"] if record.timm else [])],
-        datasets=[record.dataset_id] if record.dataset_id else None,
-        base_model=record.base_model,
+        datasets=[unmarked(record.dataset_id)] if record.dataset_id else None,
+        base_model=record.base_model and unmarked(record.base_model),
         metrics=[result.metric_type for result in results],
         eval_results=results,
     )
@@ -206,7 +216,7 @@ def without_tokens(words: Sequence[str]) -> list[str]:
     return shown
 
 
-def sam_section(settings: Mapping[str, Any]) -> str:
+def sam_section(settings: Mapping[str, Any]) -> Markdown:
     """Render the section on SAM: what it is, the settings, the citation.
 
     Args:
@@ -216,8 +226,9 @@ def sam_section(settings: Mapping[str, Any]) -> str:
         Markdown, from a second-level heading on.
     """
     source = METHODS[settings.get("method", "sam")].source
-    template = Template((TEMPLATES / "sam_section.md").read_text(encoding="utf-8"))
-    return template.render(settings=settings, source=source)
+    named = {code(name): value for name, value in settings.items()}
+    method = code(settings.get("method", "sam"))
+    return render("sam_section.md", settings=settings, named=named, method=method, source=source)
 
 
 def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> None:
@@ -240,6 +251,27 @@ def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> 
     card.save(path)
 
 
+def card_at(path: Path) -> ModelCard:
+    """Return the model card in a file.
+
+    Raises:
+        ValueError: If there is none, or its metadata are damaged.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"`--card` needs a model card to add to, got none at {str(path)!r}: finetune.py "
+            "writes one."
+        )
+    try:
+        return ModelCard.load(path)
+    except (OSError, ValueError, TypeError, YAMLError) as error:
+        fault = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"`--card` needs a model card with its metadata in YAML, got {str(path)!r} ({fault}): "
+            "mend or remove what stands between the first two lines of ---."
+        ) from error
+
+
 def add_sharpness_to_card(path: Path, section: str) -> None:
     """Put the section "How sharp" into a model card file, in place of an older one.
 
@@ -250,13 +282,8 @@ def add_sharpness_to_card(path: Path, section: str) -> None:
     Raises:
         ValueError: If there is no card at `path`.
     """
-    if not path.is_file():
-        raise ValueError(
-            f"`--card` needs a model card to add to, got none at {str(path)!r}: finetune.py "
-            "writes one."
-        )
     begin, end = "<!-- how sharp -->", "<!-- end of how sharp -->"
-    card = ModelCard.load(path)
+    card = card_at(path)
     text = re.sub(rf"\n*{begin}.*?{end}\n*", "\n", card.text, flags=re.DOTALL).rstrip()
     card.text = f"{text}\n\n{begin}\n\n{section.strip()}\n\n{end}\n"
     card.save(path)

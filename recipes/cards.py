@@ -11,7 +11,9 @@ from comparison import Comparison, comparison_table, trials_table
 from paired import paired_table
 from plots import plot_comparison
 
-from hf_sam.diagnostics.report import Report, card_section
+from hf_sam.diagnostics.card import card_section
+from hf_sam.diagnostics.report import Report
+from hf_sam.markdown import code, code_block
 from hf_sam.model_card import add_sharpness_to_card, write_run_card
 
 
@@ -31,7 +33,7 @@ def write_comparison_card(path: Path, comparison: Comparison, report: Report | N
 def _sections(comparison: Comparison) -> Iterator[str]:
     """What a reader must know of the table, and no more than is true of it."""
     yield comparison_table(comparison)
-    yield f"```\n{comparison.command}\n```"
+    yield code_block(comparison.command)
     seeds = {len(comparison.of(arm)) for arm in comparison.arms}
     if max(seeds) > 1:
         yield (
@@ -57,7 +59,7 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         chosen_on = "a tenth of the training images, held out of training"
         if comparison.sweep_split:
             chosen_on = (
-                f"the `{comparison.sweep_split}` split, which these runs did not train on and "
+                f"the {code(comparison.sweep_split)} split, which these runs did not train on and "
                 "those of the table did"
             )
         yield (
@@ -72,13 +74,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     What `hf_sam.diagnostics` has measured of the published model is taken from
     `sharpness/<name>-seed<seed>.json` beside it, where that is.
     """
-    for name in sys.argv[1:] if argv is None else argv:
-        path, comparison = Path(name), Comparison.read(Path(name))
-        measured = path.parent / "sharpness" / f"{path.stem}-seed{comparison.record.seed}.json"
-        report = Report.read(measured) if measured.is_file() else None
-        write_comparison_card(path.with_suffix(".md"), comparison, report)
-        plot_comparison(comparison, path.with_suffix(".png"))
-        print(path.with_suffix(".md"))
+    names = sys.argv[1:] if argv is None else argv
+    if not names:
+        sys.exit("cards.py: needs the JSON of comparisons: `cards.py model_cards/*.json`.")
+    try:
+        for name in names:
+            write_card_and_plot(Path(name))
+    except (OSError, ValueError) as error:
+        sys.exit(f"cards.py: {error}")
+
+
+def write_card_and_plot(path: Path) -> None:
+    """Write what `main` says of one comparison."""
+    comparison = Comparison.read(path)
+    measured = path.parent / "sharpness" / f"{path.stem}-seed{comparison.record.seed}.json"
+    report = Report.read(measured) if measured.is_file() else None
+    write_comparison_card(path.with_suffix(".md"), comparison, report)
+    plot_comparison(comparison, path.with_suffix(".png"))
+    print(path.with_suffix(".md"))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """What came of a comparison: every run, and mean, interval and paired differences over seeds."""
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Self
+from typing import Self
 
 from image_errors import ErrorsOfRun
 
 from hf_sam.interval import Interval
-from hf_sam.model_card import RunRecord, write_json
+from hf_sam.json_files import read_json, write_json
+from hf_sam.markdown import Markdown, code, table
+from hf_sam.model_card import RunRecord
 
 METRIC = "eval_top1_error"  # in percent: what arms are chosen by and compared in
 BASELINES = ("base", "base_2x")
@@ -28,6 +30,13 @@ class Result:
     gradient_evaluations: int  # forward-backward passes over an effective batch
     seconds: float  # wall time of training
     errors: ErrorsOfRun | None = None  # image by image; None in records that came before them
+
+    def __post_init__(self) -> None:
+        """Require what arms are compared by."""
+        if not 0 <= self.metrics.get(METRIC, math.nan) <= 100:
+            raise ValueError(f"`metrics` must have {METRIC} in percent, got {self.metrics}")
+        if not math.isfinite(self.seconds):
+            raise ValueError("`seconds` must be finite")
 
     @property
     def error(self) -> float:
@@ -56,21 +65,24 @@ class Comparison:
     results: Sequence[Result]
     sweep_split: str | None = None  # that settings were chosen on; None: a tenth of the training
 
+    def __post_init__(self) -> None:
+        """Require a run."""
+        if not self.results:
+            raise ValueError("`results` must hold one run or more")
+
     def write(self, path: Path) -> None:
         """Write all of it as JSON."""
         write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote."""
-        values: dict[str, Any] = json.loads(path.read_text())
-        values["record"] = RunRecord(**values["record"])
-        values["trials"] = [Trial(**trial) for trial in values["trials"]]
-        for result in values["results"]:
-            if errors := result.get("errors"):
-                result["errors"] = ErrorsOfRun(**errors)
-        values["results"] = [Result(**result) for result in values["results"]]
-        return cls(**values)
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: If the file is cut short, edited or of something else.
+        """
+        again = "restore it, or type the command of its compare.py again, which writes it anew"
+        return read_json(path, cls, remedy=again)
 
     @property
     def arms(self) -> list[str]:
@@ -95,18 +107,18 @@ class Comparison:
         return [r.error - reference[r.seed] for r in self.of(arm) if r.seed in reference]
 
 
-def comparison_table(comparison: Comparison) -> str:
+def comparison_table(comparison: Comparison) -> Markdown:
     """Render one row an arm: error, paired differences, cost and number of seeds."""
     baselines = [name for name in BASELINES if name in comparison.arms]
-    titles = ["arm", "settings", "top-1 error, %", *(f"minus `{name}`" for name in baselines)]
-    titles += ["gradient evaluations", "minutes, fastest", "seeds"]
-    rows = [titles, ["---"] * len(titles)]
+    minus = [Markdown(f"minus {code(name)}") for name in baselines]
+    titles = ["arm", "settings", "top-1 error, %", *minus]
+    rows = [[*titles, "gradient evaluations", "minutes, fastest", "seeds"]]
     for arm in comparison.arms:
         results = comparison.of(arm)
         settings = ", ".join(f"{name} {value}" for name, value in results[0].settings.items())
         rows.append(
             [
-                f"`{arm}`",
+                code(arm),
                 settings or "-",
                 str(Interval.of([result.error for result in results])),
                 *(_difference(comparison, arm, baseline) for baseline in baselines),
@@ -115,7 +127,7 @@ def comparison_table(comparison: Comparison) -> str:
                 str(len(results)),
             ]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(rows)
 
 
 def _difference(comparison: Comparison, arm: str, baseline: str) -> str:
@@ -128,17 +140,17 @@ def held_out_error(trials: Sequence[Trial], arm: str, settings: Mapping[str, str
     return mean(t.held_out_error for t in trials if (t.arm, t.settings) == (arm, settings))
 
 
-def trials_table(comparison: Comparison) -> str:
+def trials_table(comparison: Comparison) -> Markdown:
     """Render the grid: one row a point, the chosen one of each arm marked."""
     chosen = {result.arm: result.settings for result in comparison.results}
     points = [(trial.arm, tuple(trial.settings.items())) for trial in comparison.trials]
     chosen_on = "held-out training images"
     if comparison.sweep_split:
-        chosen_on = f"the `{comparison.sweep_split}` split"
-    rows = [["arm", "settings", f"error on {chosen_on}, %", "seeds", ""], ["---"] * 5]
+        chosen_on = f"the {code(comparison.sweep_split)} split"
+    rows = [["arm", "settings", f"error on {chosen_on}, %", "seeds", ""]]
     for (arm, settings), n in Counter(points).items():
         error = held_out_error(comparison.trials, arm, dict(settings))
         shown = ", ".join(f"{name} {value}" for name, value in settings)
         mark = "chosen" if settings and set(settings) <= set(chosen.get(arm, {}).items()) else ""
-        rows.append([f"`{arm}`", shown, f"{error:.2f}", str(n), mark])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        rows.append([code(arm), shown, f"{error:.2f}", str(n), mark])
+    return table(rows)

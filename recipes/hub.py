@@ -92,8 +92,9 @@ def push(folder: Path, repo_id: str) -> str:
 
 
 def upload_command(repo_id: str, folder: Path, *, private: bool | None = None) -> str:
-    """Return the command that pushes a finished folder by hand, and creates the repository."""
-    words = ["hf", "upload", repo_id, str(folder), "--exclude", IN_FOLDERS, "--exclude", "*.bin"]
+    """Return the command that pushes by hand what `push` does, and creates the repository."""
+    words = ["hf", "upload", repo_id, str(folder), "--exclude", IN_FOLDERS]
+    words += [word for pattern in PUBLISHED for word in ("--include", pattern)]
     return shlex.join(words + ["--private"] * bool(private))
 
 

@@ -1,6 +1,5 @@
 """On which images a finished model errs: what tests need that pair two models by image."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any, Self
 
 from transformers import EvalPrediction
 
+from hf_sam.json_files import read_json, write_json
 from hf_sam.metrics import compute_metrics, image_errors
-from hf_sam.model_card import write_json
 from hf_sam.vision import Splits
 
 ERRORS = "errors.json"  # beside the run's record
@@ -41,9 +40,15 @@ class ErrorsOfRun:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Read what `write` wrote; None where a run has not written it."""
+        """Read what `write` wrote; None where a run has not written it.
+
+        Raises:
+            ValueError: If the file is cut short, edited or of something else.
+        """
         path = folder / ERRORS
-        return cls(**json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        return read_json(path, cls, remedy="remove the run's folder and type the command again")
 
 
 class LastEvaluation:

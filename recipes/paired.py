@@ -7,6 +7,8 @@ from typing import Self
 from comparison import BASELINES, Comparison
 from scipy.stats import binomtest
 
+from hf_sam.markdown import Markdown, code, table
+
 
 @dataclass(frozen=True)
 class McNemar:
@@ -51,16 +53,15 @@ def mcnemar(comparison: Comparison, arm: str, baseline: str) -> McNemar | None:
     return McNemar.of(sum(signs), len(signs) - sum(signs))
 
 
-def paired_table(comparison: Comparison) -> str:
+def paired_table(comparison: Comparison) -> Markdown:
     """Render one row an arm that some baseline can be compared with; nothing if there is none."""
     baselines = [name for name in BASELINES if name in comparison.arms]
     rows = []
     for arm in comparison.arms:
         tests = [mcnemar(comparison, arm, name) if name != arm else None for name in baselines]
         if any(tests):
-            rows.append([f"`{arm}`", *(str(test or "-") for test in tests)])
+            rows.append([code(arm), *(str(test or "-") for test in tests)])
     if not rows:
-        return ""
-    titles = ["arm", *(f"better : worse than `{name}`" for name in baselines)]
-    rows = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return Markdown("")
+    titles = ["arm", *(Markdown(f"better : worse than {code(name)}") for name in baselines)]
+    return table([titles, *rows])

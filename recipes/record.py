@@ -1,8 +1,8 @@
 """What is said of a finished run, in its record and its card."""
 
+import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from tasks import Task
 from words import without_options
 
 from hf_sam import SAMConfig, SAMTrainer
-from hf_sam.model_card import METRICS, RunRecord, settings_of, without_tokens
+from hf_sam.commands import last_part, shown_command, without_path
+from hf_sam.model_card import METRICS, RunRecord, settings_of
 from hf_sam.vision import CIFAR_NETWORKS, Classifier, ModelSource, Splits
 
 
@@ -40,11 +41,10 @@ def describe(
 ) -> RunRecord:
     """Collect all that is said of a finished run."""
     source, args = run.source, trainer.args
-    local = Path(source.name).exists()
-    base = Path(source.name).name
-    is_hub = source.own_weights and not local
+    base = last_part(source.name)
+    is_hub = source.own_weights and not Path(source.name).exists()
     return RunRecord(
-        dataset=data.dataset or (Path(data.data_dir).name if data.data_dir else "digits"),
+        dataset=data.dataset or (last_part(data.data_dir) if data.data_dir else "digits"),
         dataset_id=None if data.data_dir else run.task.hub_id,
         train_examples=len(run.splits.train),
         eval_split=run.splits.eval_split,
@@ -59,6 +59,7 @@ def describe(
         gradient_evaluations=trainer.gradient_evaluations,
         seconds=round(stopwatch_of(trainer).seconds, 1),
         data_options=_chosen(data),
+        model_options=_model_options(run),
         data_license=run.task.license,
         weights_license=_license(source),
         remarks=_remarks(run, args, metrics),
@@ -86,9 +87,20 @@ def command_of(script: str, argv: Sequence[str]) -> str:
     """Return the command that trains the same: without tokens, and paths as they end."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
     told = without_options(argv, "resume_from_checkpoint", "output_dir", *OF_THE_HUB)
-    told = [re.sub(r"^(--\w+=)?/.*/", r"\1", word) for word in told]
     launcher = ["accelerate", "launch"] if launched else ["python"]
-    return " ".join(without_tokens([*launcher, f"recipes/{script}", *told]))
+    return shown_command([*launcher, f"recipes/{script}", *told])
+
+
+def _model_options(run: Run) -> dict[str, Any]:
+    """Return what the network's images look like, and the arguments it was built with."""
+    config = run.classifier.data_config
+    kwargs = json.loads(without_path(json.dumps(dict(run.source.model_kwargs))))
+    return {
+        "image_size": config["input_size"][-1],
+        "mean": [round(float(value), 6) for value in config["mean"]],
+        "std": [round(float(value), 6) for value in config["std"]],
+        "model_kwargs": kwargs or None,
+    }
 
 
 def _license(source: ModelSource) -> str | None:

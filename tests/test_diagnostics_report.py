@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from hf_sam.diagnostics import __main__ as command
 from hf_sam.diagnostics import plots
 from hf_sam.diagnostics.codec import decode, encode
 from hf_sam.diagnostics.html import verdict, write_html
-from hf_sam.diagnostics.report import Report, table
+from hf_sam.diagnostics.progress import Progress
+from hf_sam.diagnostics.report import Report
 from hf_sam.vision import ModelSource, load_classifier
 
 SMALL = ["--examples", "16", "--batch_size", "8", "--max_eval_samples", "20", "--points", "3"]
@@ -111,16 +111,6 @@ def test_page_is_reproducible(finished: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.html").read_bytes() == (finished / "report.html").read_bytes()
 
 
-def test_verdict_names_what_speaks_against_it(finished: Path) -> None:
-    report = Report.read(finished / "report.json")
-    rows = [row for row in table(report.portraits) if row.label != "lambda_max / lambda_5"]
-    flatter = sum(row.values[0] < row.values[1] for row in rows)
-    said = verdict(report)
-    assert f"sam is flatter than base by {flatter} of {len(rows)} measures" in said
-    for row in rows:
-        assert (row.label in said) == (row.values[0] >= row.values[1] and flatter > 0)
-
-
 def test_card_gets_one_section(finished: Path, models: tuple[str, str]) -> None:
     assert finished.is_dir()
     for folder in models:
@@ -188,23 +178,6 @@ def test_pictures_are_labelled_and_reproducible(finished: Path, tmp_path: Path) 
     for path in (tmp_path / "one").iterdir():
         assert path.stat().st_size > 3000
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
-
-
-def portrayed(report: Report, name: str, factor: float) -> Any:
-    """A portrait like the report's first, sharper by a factor."""
-    found = report.portraits[0]
-    hessian = replace(found.hessian, eigenvalues=found.hessian.eigenvalues * factor, trace=None)
-    flat = {n: getattr(found.sharpness, n) * factor for n in ("worst_case", "adaptive")}
-    sharp = replace(found.sharpness, **flat, by_m={})
-    return replace(found, name=name, hessian=hessian, sharpness=sharp)
-
-
-def test_verdict_names_the_flatter_one_and_ties(finished: Path) -> None:
-    report = Report.read(finished / "report.json")
-    a, b, c = (portrayed(report, name, f) for name, f in (("a", 1.0), ("b", 2.0), ("c", 1.0)))
-    assert verdict(replace(report, portraits=[a, b])) == "a is flatter than b by 3 of 5 measures."
-    assert verdict(replace(report, portraits=[b, a])) == "a is flatter than b by 3 of 5 measures."
-    assert "a and c are equally flat" in verdict(replace(report, portraits=[a, c]))
 
 
 def test_a_model_without_a_record_is_reported(tmp_path: Path) -> None:
@@ -290,6 +263,7 @@ def test_bad_input_gets_one_message(
         "`--batch_size` must be >= 1": [models[0], "--batch_size", "0"],
         "must be >= 1, got 0": [models[0], "--examples", "0"],
         "`m` must be from 1": [models[0], "--m", "0"],
+        "`--m` must be from 1 to 16": [models[0], "--m", "4", "17"],
         "`top_k` must be": [models[0], "--top_k", "0"],
         "odd": [models[0], "--points", "4"],
         "`seed` must be": [models[0], "--seed", "-1"],
@@ -302,6 +276,114 @@ def test_bad_input_gets_one_message(
     for message, words in cases.items():
         said = message_of([*words[:1], *out, *words[1:]], capsys)
         assert message in said and said.startswith("diagnostics: "), (message, said)
+
+
+def test_a_damaged_run_folder_gets_one_message_before_anything_is_measured(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that names itself and the remedy; symlinks lead somewhere or are said."""
+    loop, nowhere = tmp_path / "loop", tmp_path / "nowhere"
+    loop.symlink_to(loop)
+    nowhere.symlink_to(tmp_path / "none")
+    damages: list[tuple[str, str | Path, str]] = [
+        ("run.json", '{"command": "train', "is no whole JSON .*restore it, or remove it"),
+        ("run.json", "[" * 100_000, "is nested more than 20 levels deep: restore it"),
+        ("run.json", "[1, 2]", "all of it must be an object, and is a list: restore it"),
+        ("run.json", '{"hyperparameters": [1]}', "hyperparameters must be an object"),
+        ("run.json", '{"sam": "yes"}', "sam must be an object, and is text"),
+        ("run.json", '{"command": 3}', "command must be text, and is a whole number"),
+        ("run.json", nowhere, r"cannot be read \(No such file or directory\): restore it"),
+        ("run.json", loop, "cannot be read .*: restore it, or remove it"),
+        ("run.json", tmp_path, r"cannot be read \(Is a directory\): restore it"),
+        ("config.json", '{"architecture": ', "is no whole JSON .*: save the model to that folder"),
+        ("config.json", "7", "all of it must be an object, and is a whole number: save the model"),
+        ("README.md", "---\na: [\n---\n", "`--card` needs a model card with its metadata in YAML"),
+        ("README.md", nowhere, "`--card` needs a model card to add to"),
+    ]
+    for i, (file, damage, message) in enumerate(damages):
+        folder = tmp_path / f"model{i}"
+        shutil.copytree(models[0], folder)
+        (folder / file).unlink()
+        if isinstance(damage, Path):
+            (folder / file).symlink_to(damage)
+        else:
+            (folder / file).write_text(damage)
+        words = [str(folder), "--card", "--out", str(tmp_path / "out"), *SMALL]
+        said = message_of(words, capsys)
+        assert re.search(message, said) and str(folder / file) in said, (file, damage, said)
+        assert "\n" not in said and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before(
+    models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "taken" / "report.html").mkdir(parents=True)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "portraits").write_text("")
+    for name in ("file", "file/below", "nowhere", "taken", "half"):
+        said = message_of([models[0], "--out", str(tmp_path / name), *SMALL], capsys)
+        assert "`--out` must be a folder" in said and name in said, said
+
+
+@pytest.mark.parametrize(("examples", "m", "said"), [(50, (4, 16), "4, 16"), (3, (), "left out")])
+def test_fewer_images_than_the_usual_m_are_measured(
+    examples: int, m: tuple[int, ...], said: str, models: tuple[str, str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    quick = [
+        "--max_eval_samples",
+        "8",
+        "--batch_size",
+        "8",
+        "--trace_probes",
+        "2",
+        "--directions",
+        "2",
+        "--steps",
+        "0",
+    ]
+    quick += ["--points", "0", "--density_probes", "0", "--top_k", "1"]
+    words = [models[0], "--out", str(tmp_path), "--max_train_samples", str(examples), *quick]
+    report = command.main(words)
+    out = capsys.readouterr().out
+    assert report.plan.m == m == tuple(report.portraits[0].sharpness.by_m)
+    assert f"{said}, as there are {examples} images" in out
+    assert ("m-sharpness, m = 4" in (tmp_path / "report.html").read_text()) == bool(m)
+
+
+def test_progress_is_of_all_measurements(
+    finished: Path, models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one that has been measured before does not count for what is left."""
+    (tmp_path / "portraits").mkdir()
+    shutil.copy(finished / "portraits" / "0.json", tmp_path / "portraits")
+    command.main([models[0], "--compare", models[1], "--out", str(tmp_path), *SMALL])
+    said = re.findall(r"^\[(\d+)/(\d+)\] (.*?)(?:; about (\d+) (?:s|min) left)?$",
+                      capsys.readouterr().out, flags=re.MULTILINE)  # fmt: skip
+    assert [f"{i}/{n}" for i, n, _, _ in said] == ["1/13", *(f"{i}/13" for i in range(8, 14))]
+    names = ["top-1 error", "loss along a direction", "loss landscape", "sharpness", "Hessian"]
+    expected = [f"base: {name}" for name in [*names, "choosing rho"]]
+    assert [name for _, _, name, _ in said] == ["on the line between the two", *expected]
+    assert all(left for *_, left in said[1:])
+
+
+def test_what_is_left_follows_from_what_was_spent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 30.0, 30.0, 90.0, 90.0])
+    monkeypatch.setattr("hf_sam.diagnostics.progress.time.monotonic", lambda: next(now))
+    progress = Progress({"a": 1.0, "b": 2.0, "x: old": 9.0, "c": 4.0})
+    progress.begin("a")
+    progress.skip("x: ")
+    progress.begin("b")
+    progress.begin("c")
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/4] a",
+        "[2/4] b; about 3 min left",
+        "[4/4] c; about 2 min left",
+    ]
 
 
 def test_command_runs_as_a_module() -> None:

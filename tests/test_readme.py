@@ -17,6 +17,7 @@ for folder in ("recipes", "benchmarks"):  # run as a script too
     sys.path.insert(0, str(Path(__file__).parent.parent / folder))
 import cards  # noqa: E402
 import flatness  # noqa: E402
+import overview  # noqa: E402
 import step_cost  # noqa: E402
 from comparison import BASELINES, Comparison, comparison_table  # noqa: E402
 
@@ -134,6 +135,11 @@ def summary_table() -> str:
     return "\n".join([*rows, "", f"Hardware: {'; '.join(sorted(hardware))}."])
 
 
+def overview_text() -> str:
+    """What the picture of all comparisons shows, counted."""
+    return overview.summary(overview.all_rows(sorted((ROOT / "model_cards").glob("*.json"))))
+
+
 def gains_table(name: str) -> str:
     """What each method costs, and what it keeps of SAM's gain over base."""
     comparison = comparison_of(name)
@@ -184,7 +190,8 @@ GENERATED = {
     README: {"settings": settings_table, "step cost": cost_table, "results": summary_table},
     METHODS: {name: partial(gains_table, name) for name in (FRONTIER, CLEAN)},
     COMPATIBILITY: {"fidelity": fidelity_table},
-    RESULTS: {name: partial(results_table, name) for name in EVIDENCE},
+    RESULTS: {"overview": overview_text}
+    | {name: partial(results_table, name) for name in EVIDENCE},
     SHARPNESS: {name: partial(flatness_table, name) for name in flatness.names()},
 }
 

@@ -3,7 +3,6 @@
 python -m hf_sam.diagnostics runs/sam --compare runs/base --data digits --out runs/sharpness
 """
 
-import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -11,15 +10,23 @@ from dataclasses import fields, replace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model_card import add_sharpness_to_card, versions, without_tokens
+from ..commands import last_part, shown_command
+from ..model_card import add_sharpness_to_card, versions
 from ..vision import BadImageError, Splits
+from .card import card_section
+from .checks import WRITTEN, fitting_m, require_usable
 from .images import Trained, batches_of, fingerprint, load_images, load_trained, sample, top1_error
 from .landscape import line_between
-from .report import Plan, Portrait, Report, card_section, kept_portrait, portray
+from .progress import Progress
+from .report import Plan, Portrait, Report, kept_portrait, portray
+
+ERROR, BETWEEN = "top-1 error", "on the line between the two"  # as progress is said
+LINE_BETWEEN = 27  # points
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -29,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> Report:
     if find_spec("matplotlib") is None:
         sys.exit("diagnostics: the pictures need matplotlib: `pip install 'hf-sam[plots]'`.")
     try:
-        return measure(
-            options, " ".join(without_tokens(["python", "-m", "hf_sam.diagnostics", *argv]))
-        )
+        return measure(options, shown_command(["python", "-m", "hf_sam.diagnostics", *argv]))
     except (ValueError, BadImageError) as error:
         sys.exit(f"diagnostics: {error}")
+    except OSError as error:
+        sys.exit(
+            f"diagnostics: {error}: make room, or pass another `--out`; the same command goes on "
+            "after the last whole model."
+        )
     except KeyboardInterrupt:
         sys.exit("diagnostics: interrupted; the same command goes on after the last whole model.")
 
@@ -47,10 +57,10 @@ def measure(options: Namespace, command: str) -> Report:
     from .html import write_html  # draws with matplotlib, an extra of the package
 
     folders = [options.model, *([options.compare] if options.compare else [])]
-    names = options.names or [Path(folder).name for folder in folders]
+    names = options.names or [last_part(folder) for folder in folders]
     out, cards = Path(options.out), [Path(folder) / "README.md" for folder in folders]
-    _require_usable(names, folders, cards if options.card else [], out, options.device)
-    _plan(options).rehearse()
+    require_usable(names, folders, cards if options.card else [], out, options.device)
+    _plan(options, options.m).rehearse()
     splits = load_images(
         options.data,
         split=options.train_split,
@@ -58,41 +68,48 @@ def measure(options: Namespace, command: str) -> Report:
         image_column=options.image_column,
         label_column=options.label_column,
     )
-    models = [load_trained(folder, splits.label_names) for folder in folders]
     trained_on = sample(splits.train, options.max_train_samples, options.seed)
     examples = sample(trained_on, options.examples, options.seed)
+    plan = _plan(options, fitting_m(options.m, len(examples)))
+    models = [load_trained(folder, splits.label_names) for folder in folders]
     batches = [
         list(batches_of(examples, trained, options.batch_size, split=options.train_split))
         for trained in models
     ]
     for trained in models:
         trained.classifier.model.to(torch.device(options.device))
+    progress = Progress(_costs(names, plan, len(examples), splits, options))
     between = None
     if options.compare:  # first, as it is quick and refuses what cannot be compared
+        progress.begin(BETWEEN)
         first, second = (trained.classifier.model for trained in models)
         between = line_between(first, second, batches[0], seed=options.seed)
+    shared: dict[str, Any] = {
+        "splits": splits, "options": options, "plan": plan, "progress": progress
+    }  # fmt: skip
     portraits = [
-        _portrait(name, trained, own, splits, options, kept=out / "portraits" / f"{i}.json")
+        _portrait(name, trained, own, kept=out / "portraits" / f"{i}.json", **shared)
         for i, (name, trained, own) in enumerate(zip(names, models, batches, strict=True))
     ]
     report = Report(
-        data=Path(options.data).name,
+        data=last_part(options.data),
         split=options.train_split,
         eval_split=splits.eval_split,
         eval_examples=min(options.max_eval_samples, len(splits.eval)),
-        plan=_plan(options),
+        plan=plan,
         portraits=portraits,
         between=between,
         command=command,
         versions=versions(),
         date=date.today().isoformat(),
     )
-    report.write(out / "report.json")
-    write_html(out / "report.html", report)
+    numbers, page = (out / name for name in WRITTEN)
+    report.write(numbers)
+    write_html(page, report)
     if options.card:
         for card, portrait in zip(cards, portraits, strict=True):
             add_sharpness_to_card(card, card_section(report, portrait))
-    print(f"\nreport: {out / 'report.html'}; numbers: {out / 'report.json'}")
+    print(f"\nreport: {page}; numbers: {numbers}")
     return report
 
 
@@ -100,67 +117,57 @@ def _portrait(
     name: str,
     trained: Trained,
     batches: Sequence[Mapping[str, Tensor]],
-    splits: Splits,
-    options: Namespace,
     *,
     kept: Path,
+    splits: Splits,
+    options: Namespace,
+    plan: Plan,
+    progress: Progress,
 ) -> Portrait:
     """Return what an interrupted run has kept of the same model, or measure it and keep it."""
-    model, plan = trained.classifier.model, _plan(options)
-    data = [fingerprint(batch) for batch in batches]
-    of = [
-        fingerprint(model.state_dict()),
-        data,
-        options.data,
-        splits.eval_split,
-        options.max_eval_samples,
-    ]
+    model = trained.classifier.model
+    of: list[Any] = [fingerprint(model.state_dict()), [fingerprint(batch) for batch in batches]]
+    of += [options.data, splits.eval_split, options.max_eval_samples]
     of += [str(plan), options.device, versions()]
     if portrait := kept_portrait(kept, of):
         print(f"{name}: measured before, taken from {kept}", flush=True)
+        progress.skip(f"{name}: ")
         return replace(portrait, name=name, run=trained.run)
     print(f"{name}: {trained.classifier.report}", flush=True)
     evaluation = sample(splits.eval, options.max_eval_samples, options.seed)
     loader = batches_of(evaluation, trained, options.batch_size, split=splits.eval_split)
+    progress.begin(f"{name}: {ERROR}")
     error = top1_error(model, loader)
     unseen = sample(splits.eval, options.examples, options.seed)
     held_out = list(batches_of(unseen, trained, options.batch_size, split=splits.eval_split))
     portrait = portray(
-        model, batches, plan, held_out=held_out, name=name, error=error, run=trained.run
+        model,
+        batches,
+        plan,
+        held_out=held_out,
+        name=name,
+        error=error,
+        run=trained.run,
+        begin=lambda what: progress.begin(f"{name}: {what}"),
     )
     portrait.keep(kept, of)
     return portrait
 
 
-def _require_usable(
-    names: Sequence[str], folders: Sequence[str], cards: Sequence[Path], out: Path, device: str
-) -> None:
-    """Refuse before anything is measured what would fail afterwards."""
-    if len(names) != len(folders) or len(set(names)) != len(folders):
-        raise ValueError(
-            f"`--names` must be {len(folders)} different ones, got {' '.join(names)}: models are "
-            "called by their folders unless you name them."
-        )
-    if unfit := [name for name in names if not re.fullmatch(r"[^\W_][\w .+=-]*", name)]:
-        raise ValueError(
-            f"`--names` must be of letters, digits, spaces and . _ + = -, got {unfit[0]!r}: name "
-            "the models by it."
-        )
-    if missing := [card for card in cards if not card.is_file()]:
-        raise ValueError(f"`--card` needs a model card to add to, got none at {missing[0]}.")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"`--out` must be a folder, got the file {str(out)!r}.")
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"`--device` must be one that torch can use here, got {device!r}: leave it out."
-        ) from error
+def _costs(
+    names: Sequence[str], plan: Plan, examples: int, splits: Splits, options: Namespace
+) -> dict[str, float]:
+    """Return all that is measured, with its cost in forward-backward passes over the examples."""
+    error = min(options.max_eval_samples, len(splits.eval)) / examples / 3
+    of_one = {ERROR: error, **plan.costs()}
+    costs = {BETWEEN: LINE_BETWEEN / 3} if len(names) > 1 else {}
+    return costs | {f"{name}: {what}": cost for name in names for what, cost in of_one.items()}
 
 
-def _plan(options: Namespace) -> Plan:
+def _plan(options: Namespace, m: Sequence[int] | None) -> Plan:
+    """Return how much is measured, with these numbers for m-sharpness, or the usual ones."""
     chosen = {field.name: getattr(options, field.name) for field in fields(Plan)}
-    return Plan(**{**chosen, "m": tuple(options.m)})
+    return Plan(**{**chosen, "m": Plan().m if m is None else tuple(m)})
 
 
 def command_line() -> ArgumentParser:
@@ -195,7 +202,8 @@ def command_line() -> ArgumentParser:
     add("--steps", type=int, default=plan.steps, help="of projected ascent")
     add("--sigma", type=float, default=plan.sigma, help="of each weight in random directions")
     add("--directions", type=int, default=plan.directions, help="random ones, for the average")
-    add("--m", type=int, nargs="*", default=list(plan.m), help="numbers for m-sharpness")
+    usual = ", ".join(map(str, plan.m))
+    add("--m", type=int, nargs="*", help=f"for m-sharpness; unset: of {usual} those that fit")
     add("--top_k", type=int, default=plan.top_k, help="eigenvalues of the Hessian")
     add("--trace_probes", type=int, default=plan.trace_probes, help="random vectors for the trace")
     add("--density_probes", type=int, default=plan.density_probes, help="for the spectrum; 0: none")

@@ -34,6 +34,11 @@ class Density:
     probes: int  # random vectors
     steps: int  # of the Lanczos process for each
 
+    def __post_init__(self) -> None:
+        """Require what a picture of it needs."""
+        if self.density.shape != self.eigenvalues.shape or not self.width > 0:
+            raise ValueError("a density must have a height for each eigenvalue and a width > 0")
+
 
 @dataclass(frozen=True)
 class Hessian:
@@ -44,6 +49,11 @@ class Hessian:
     trace: Interval | None  # over random vectors; its interval covers their draw only
     density: Density | None
     products: int  # Hessian-vector products made, each about two forward-backward passes
+
+    def __post_init__(self) -> None:
+        """Require the largest one."""
+        if not (self.eigenvalues.ndim == 1 and len(self.eigenvalues)):
+            raise ValueError("`eigenvalues` must be one or more numbers")
 
     @property
     def lambda_max(self) -> float:

@@ -2,16 +2,18 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ..model_card import TEMPLATES
+from ..markdown import TEMPLATES
 from . import plots
-from .report import RATIO, Report, table
+from .report import Report, table
+from .rho_scan import RhoScan
+from .verdict import outcome, verdict
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def write_html(path: Path, report: Report) -> None:
     template = page.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     rows = table(report.portraits)
     settings = [
-        {**(p.run.get("hyperparameters") or {}),
+        {**(p.run.get("hyperparameters") or {}), **(p.run.get("model_options") or {}),
          **{f"SAM: {name}": value for name, value in (p.run.get("sam") or {}).items()}}
         for p in report.portraits
     ]  # fmt: skip
@@ -44,7 +46,8 @@ def write_html(path: Path, report: Report) -> None:
             report=report,
             first=report.portraits[0],
             rows=rows,
-            ratio=RATIO,
+            outcome=outcome,
+            names=[portrait.name for portrait in report.portraits],
             verdict=verdict(report),
             pictures=list(_pictures(report)),
             settings=[(name, [of.get(name, "-") for of in settings]) for name in names],
@@ -52,23 +55,6 @@ def write_html(path: Path, report: Report) -> None:
         ),
         encoding="utf-8",
     )
-
-
-def verdict(report: Report) -> str:
-    """Say which of two models is the flatter one, by how many of the measures."""
-    if len(report.portraits) < 2:
-        return "One model: a number says little without another one beside it (--compare)."
-    names = [portrait.name for portrait in report.portraits]
-    rows = [row for row in table(report.portraits) if row.label != RATIO]
-    won = [[row.label for row in rows if row.values[i] < row.values[1 - i]] for i in (0, 1)]
-    first, second = (0, 1) if len(won[0]) >= len(won[1]) else (1, 0)
-    if not won[first]:
-        return f"{names[0]} and {names[1]} are equally flat by all {len(rows)} measures."
-    text = (
-        f"{names[first]} is flatter than {names[second]} by {len(won[first])} of {len(rows)} "
-        "measures"
-    )
-    return f"{text}, but not by: {'; '.join(won[second])}." if won[second] else f"{text}."
 
 
 def _pictures(report: Report) -> Iterator[Picture]:
@@ -118,10 +104,23 @@ def _pictures(report: Report) -> Iterator[Picture]:
         yield _picture(
             "Choosing rho",
             plots.plot_rho_scan(scans),
-            " ".join(f"{name}: {scan.reason}" for name, scan in scans.items())
-            + f" On as many images of the {report.eval_split} split, which were not trained on. A "
-            "starting point: choose among its neighbours on held-out training images.",
+            _about_rho(scans, report.eval_split),
         )
+
+
+def _about_rho(scans: Mapping[str, RhoScan], split: str) -> str:
+    """Say what the lines are, and what is recommended where something is."""
+    text = (
+        "Above, the mean loss after an ascent step of each rho, and dotted without one. Below, the "
+        "cosine between the gradients before and after that step; the grey line is at 45 degrees. "
+        f"On as many images of the {split} split, which were not trained on."
+    )
+    for name, scan in scans.items():
+        found = "" if scan.recommended is None else f"recommended is {scan.recommended:g}: "
+        text += f" {name}: {found}{scan.reason}"
+    if any(scan.recommended is not None for scan in scans.values()):
+        text += " A starting point: choose among its neighbours on held-out training images."
+    return text
 
 
 def _picture(title: str, figure: Any, text: str) -> Picture:

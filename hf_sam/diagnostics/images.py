@@ -1,7 +1,6 @@
 """What the command measures: image classifiers and images, loaded and checked."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..json_files import read_json
 from ..vision import (
     EVAL_SPLITS,
     Classifier,
@@ -29,8 +29,9 @@ from ..vision import (
     select_split,
     with_class_labels,
 )
+from .report import require_shown
 
-RECORD = "run.json"  # what finetune.py leaves beside a model
+RECORD, CONFIG = "run.json", "config.json"  # what finetune.py leaves beside a model
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Trained:
     """A classifier that was trained, and the record of it."""
 
     classifier: Classifier
-    run: dict[str, Any]  # empty without a record
+    run: Mapping[str, Any]  # empty without a record
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -104,14 +105,29 @@ def load_trained(name: str, label_names: Sequence[str]) -> Trained:
             f"the model must be a folder that a classifier was saved to, or owner/name on the Hub, "
             f"got {name!r}: check the path."
         )
+    run = _record_of(Path(name))
     classifier = load_classifier(ModelSource(name), label_names)
     if classifier.report.head_drawn_anew or classifier.report.missing:
         raise ValueError(
             f"`{name}` must be a classifier of the {len(label_names)} classes of the data, got "
             f"{classifier.report}: measure it on the data that it was trained on."
         )
-    record = Path(name) / RECORD
-    return Trained(classifier, json.loads(record.read_text()) if record.is_file() else {})
+    return Trained(classifier, run)
+
+
+def _record_of(folder: Path) -> Mapping[str, Any]:
+    """Return the record of a model's training, empty where there is none.
+
+    Raises:
+        ValueError: If it, or the model's configuration, is damaged.
+    """
+    if (config := folder / CONFIG).is_file():
+        read_json(config, Mapping[str, Any], remedy="save the model to that folder again")
+    record = folder / RECORD
+    if not (record.exists() or record.is_symlink()):  # one that leads nowhere is damaged
+        return {}
+    remedy = "restore it, or remove it: the report says nothing of the training then"
+    return read_json(record, Mapping[str, Any], remedy=remedy, check=require_shown)
 
 
 def sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:

@@ -29,6 +29,12 @@ class Landscape:
     axes: tuple[str, ...]  # what a step of 1 along each direction is
     lengths: tuple[float, ...]  # L2 norm of a step of 1 along each direction
 
+    def __post_init__(self) -> None:
+        """Require a loss for each point of the grid."""
+        grid = (self.x.shape, () if self.y is None else self.y.shape)
+        if self.losses.shape != grid[0] + grid[1] or len(self.axes) != len(self.losses.shape):
+            raise ValueError("`losses` must be one for each point of `x` and `y`")
+
 
 def landscape(
     model: nn.Module,

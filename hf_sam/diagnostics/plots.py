@@ -14,15 +14,13 @@ from matplotlib import colormaps, rc_context
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from .contour_labels import label_contours
 from .hessian import Hessian
 from .landscape import Landscape
-from .rho_scan import RhoScan
+from .rho_scan import ALIGNED, RhoScan
 from .sharpness import Sharpness
+from .styles import COLOURS, GREY, bar_style, colour, label, line_style, mark_style
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito
-MARKERS = "osD^vPX"
-HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--")
-LINES = ("-", "--", "-.", ":", "-", "--", "-.")
 WIDTH = 3.5  # inches, of a column
 
 
@@ -57,17 +55,11 @@ def plot_spectrum(results: Mapping[str, Hessian]) -> Figure:
     floor = min(map(_height_of_one, results.items())) / 10
     for i, (name, result) in enumerate(results.items()):
         assert result.density is not None
-        style = _style(i)
-        axes.plot(result.density.eigenvalues, result.density.density, label=_label(name), **style)
-        axes.plot(
-            result.eigenvalues,
-            np.full(len(result.eigenvalues), 1.6 * floor),
-            linestyle="",
-            marker=MARKERS[i],
-            color=style["color"],
-            markersize=4,
-            label=_label(f"{name}: largest"),
-        )
+        _plot(axes, i, name, result.density.eigenvalues, result.density.density)
+        largest = {**mark_style(i), "linestyle": "", "label": label(f"{name}: largest")}
+        if i >= len(COLOURS):
+            del largest["label"]
+        axes.plot(result.eigenvalues, np.full(len(result.eigenvalues), 1.6 * floor), **largest)
     axes.set_yscale("log")
     axes.set_ylim(bottom=floor)
     axes.set_xlabel("eigenvalue of the Hessian")
@@ -89,7 +81,7 @@ def plot_profile(results: Mapping[str, Landscape]) -> Figure:
     for i, (name, result) in enumerate(results.items()):
         if result.y is not None:
             raise ValueError(f"{name} is a surface: measure with `dimensions=1`.")
-        axes.plot(result.x, result.losses, label=_label(name), **_style(i))
+        _plot(axes, i, name, result.x, result.losses)
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(f"steps, {next(iter(results.values())).axes[0]}")
     axes.set_ylabel("mean loss")
@@ -108,17 +100,21 @@ def plot_contours(results: Mapping[str, Landscape]) -> Figure:
     """
     figure, panels = _panels(results)
     levels = _levels(results)
+    contours = []
     for axes, (name, result) in zip(panels, results.items(), strict=True):
         drawn = axes.contour(
             result.x, _second(name, result), result.losses.T, levels=levels, norm=LogNorm(),
             cmap="viridis", linewidths=0.9,
         )  # fmt: skip
-        axes.clabel(drawn, levels[::2], fontsize=6, fmt="%.2g")
+        contours.append((axes, drawn))
         axes.plot(0, 0, marker="+", color="black", markersize=7)
-        axes.set_title(f"{_label(name)}, loss {result.setup.loss:.3g}", fontsize=8)
+        axes.set_title(f"{label(name)}, loss {result.setup.loss:.3g}", fontsize=8)
         axes.set_aspect("equal")
         axes.set_xlabel(_short(result.axes[0]))
     panels[0].set_ylabel(_short(next(iter(results.values())).axes[1]))
+    figure.draw_without_rendering()  # or nothing is where it will be
+    for axes, drawn in contours:
+        label_contours(axes, drawn, levels[::2])
     return figure
 
 
@@ -141,7 +137,7 @@ def plot_surfaces(results: Mapping[str, Landscape]) -> Figure:
             edgecolor="#00000030", vmin=np.log10(levels[0]), vmax=np.log10(levels[-1]),
         )  # fmt: skip
         axes.set_zlim(np.log10(levels[0]), np.log10(levels[-1]))
-        axes.set_title(f"{_label(name)}, log10 of the mean loss", fontsize=8)
+        axes.set_title(f"{label(name)}, log10 of the mean loss", fontsize=8)
         axes.tick_params(labelsize=6, pad=-2)
         axes.set_xlabel(_short(result.axes[0]), fontsize=7, labelpad=-6)
         axes.set_ylabel(_short(result.axes[1]), fontsize=7, labelpad=-6)
@@ -164,10 +160,10 @@ def plot_m_sharpness(results: Mapping[str, Sharpness]) -> Figure:
     width = 0.8 / len(results)
     for i, (name, result) in enumerate(results.items()):
         at = np.arange(len(numbers[0])) + (i - (len(results) - 1) / 2) * width
-        axes.bar(
-            at, result.by_m.values(), width, label=_label(name), color=COLOURS[i], hatch=HATCHES[i],
-            edgecolor="white",
-        )  # fmt: skip
+        bars = list(result.by_m.values())
+        axes.bar(at, bars, width, edgecolor="white", **bar_style(i, name))
+        for x, height in zip(at, bars, strict=True) if i >= len(COLOURS) else ():
+            axes.annotate(label(name), (x, height), rotation=90, ha="center", fontsize=5)
     axes.set_xticks(range(len(numbers[0])), map(str, numbers[0]))
     axes.set_xlabel("m, examples that share a perturbation")
     axes.set_ylabel(f"rise of the loss, rho {next(iter(results.values())).rho:g}")
@@ -179,22 +175,27 @@ def plot_rho_scan(results: Mapping[str, RhoScan]) -> Figure:
     """Draw loss after the ascent and cosine between the gradients against rho.
 
     Args:
-        results: The recommended rho of each is marked.
+        results: The recommended rho of each is marked, where there is one.
     """
     figure, above, below = _stacked()
     for i, (name, result) in enumerate(results.items()):
-        style = {**_style(i), "marker": MARKERS[i], "markersize": 4}
-        above.plot(result.rhos, result.perturbed_losses, label=_label(name), **style)
-        below.plot(result.rhos, result.cosines, **style)
-        above.axhline(result.setup.loss, color=COLOURS[i], linewidth=0.6, linestyle=":")
+        thin = {"color": colour(i), "linewidth": 0.8, "linestyle": ":"}
+        _plot(above, i, name, result.rhos, result.perturbed_losses, **mark_style(i))
+        below.plot(result.rhos, result.cosines, **{**line_style(i), **mark_style(i)})
+        above.axhline(result.setup.loss, **thin)
         if result.recommended is not None:
-            below.axvline(result.recommended, color=COLOURS[i], linewidth=0.6, linestyle=":")
+            below.axvline(result.recommended, **thin)
+    above.axhline(math.nan, color="black", linewidth=0.8, linestyle=":", label="without ascent")
+    below.axhline(ALIGNED, color="#888888", linewidth=0.8, label="turned by 45 degrees")
+    if any(result.recommended is not None for result in results.values()):
+        dotted = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+        below.plot([], [], label="recommended rho", **dotted)
     above.set_ylabel("loss after the ascent")
     below.set_ylabel("cosine of the gradients")
-    below.set_xlabel("rho (dotted: recommended)")
+    below.set_xlabel("rho")
     below.set_xscale("log")
-    below.axhline(0.7, color="#888888", linewidth=0.6)
     _legend(above)
+    _legend(below)
     return figure
 
 
@@ -211,7 +212,7 @@ def plot_training(log_histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
         for axes, entry in ((above, "loss"), (below, key)):
             points = [(e["step"], e[entry]) for e in history if entry in e]
             if points:
-                axes.plot(*zip(*points, strict=True), label=_label(name), **_style(i))
+                _plot(axes, i, name, *zip(*points, strict=True))
     above.set_ylabel("training loss")
     below.set_ylabel("sharpness")
     below.set_xlabel("optimizer step")
@@ -267,13 +268,14 @@ def _second(name: str, result: Landscape) -> Any:
     return result.y
 
 
-def _label(name: str) -> str:
-    """A dollar sign would begin mathematics."""
-    return name.replace("$", r"\$")
-
-
-def _style(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i], "linestyle": LINES[i], "linewidth": 1.4}
+def _plot(axes: Any, i: int, name: str, x: Any, y: Any, **marked: Any) -> None:
+    """Draw a curve; one beyond the colours has its name at its end, not in the legend."""
+    style = {**line_style(i), **marked}
+    if i < len(COLOURS):
+        axes.plot(x, y, label=label(name), **style)
+        return
+    axes.plot(x, y, **style)
+    axes.annotate(label(name), (x[-1], y[-1]), ha="right", va="bottom", fontsize=5, color=GREY)
 
 
 def _short(axis: str) -> str:

@@ -33,6 +33,11 @@ class RhoScan:
     recommended: float | None  # one of `rhos`
     reason: str
 
+    def __post_init__(self) -> None:
+        """Require a loss and a cosine for each rho."""
+        if not self.rhos.shape == self.perturbed_losses.shape == self.cosines.shape:
+            raise ValueError("`perturbed_losses` and `cosines` must be one for each of `rhos`")
+
 
 def rho_scan(
     model: nn.Module,
