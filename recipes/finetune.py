@@ -1,6 +1,6 @@
 """Fine-tune an image classifier with SAM: load, train, evaluate, save, write the card.
 
-accelerate launch recipes/finetune.py --dataset oxford_pets --rho 0.05
+python recipes/finetune.py --dataset oxford_pets --rho 0.05
 """
 
 import sys
@@ -8,18 +8,27 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from checkpoints import find_checkpoint, require_fitting
+from checkpoints import find_checkpoint, how_to_go_on, require_fitting
+from disk import DiskFullError, full_disk_named
 from fields import DataOptions, ModelOptions
 from folder import RECORD, asked, claimed, note_options
 from hub import HubError, create_repo, push
+from keeping import Keeping
 from loading import load_splits, model_source, task_of
 from options import parse_options
 from record import Run, describe
 from resolved import as_yaml
 from stopwatch import Stopwatch, stopwatch_of
-from transformers import set_seed
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
 
 from hf_sam import SAMConfig, SAMTrainer
@@ -42,6 +51,17 @@ class RecipeError(Exception):
     """What the user can mend: said in one message, without a traceback."""
 
 
+class LastStepLogged(TrainerCallback):
+    """Logs the last step too, so that a run shorter than `logging_steps` shows its losses."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a line if this is the last step."""
+        if args.logging_strategy == "steps" and state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
     """Run the recipe and return its metrics; bad input ends in one message and exit status 1."""
     argv = sys.argv[1:] if argv is None else argv
@@ -52,10 +72,12 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
         return train(argv).metrics
     except (RecipeError, HubError) as error:
         sys.exit(f"finetune.py: {error}")
+    except DiskFullError as error:
+        sys.exit(f"finetune.py: {error}; then {how_to_go_on(error.folder)}")
     except KeyboardInterrupt:
         sys.exit(
-            "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last "
-            "checkpoint in the output folder, if there is one."
+            "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last whole "
+            "checkpoint in the output folder. If there is none, the same command begins anew."
         )
 
 
@@ -79,6 +101,7 @@ def train(argv: Sequence[str]) -> RunRecord:
     Raises:
         RecipeError: For input that does not do.
         HubError: If nothing can be pushed, before training; or if the push failed, after it.
+        DiskFullError: If there is no room for what is to be written.
     """
     with ExitStack() as held:
         try:
@@ -87,6 +110,7 @@ def train(argv: Sequence[str]) -> RunRecord:
             is_pushed, args.push_to_hub = args.push_to_hub, False
             options = asked(data, model, args)
             output_dir, is_main = Path(args.output_dir), args.process_index == 0
+            held.enter_context(full_disk_named(output_dir))
             if is_main:
                 held.enter_context(claimed(output_dir))
             run = load(data, model, args)
@@ -183,6 +207,7 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         cache=data.cache_images,
     )
     eval_dataset = ImageDataset(run.splits.eval, eval_transform, split=run.splits.eval_split)
+    keeping, args.save_total_limit = Keeping(args.save_total_limit), None  # not the Trainer's
     soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
     return SAMTrainer(
         model=run.classifier.model,
@@ -193,7 +218,7 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=rank_classes,
         compute_loss_func=soft_loss if data.mixup > 0 else None,
-        callbacks=[EpochOfData(train_dataset), Stopwatch()],
+        callbacks=[EpochOfData(train_dataset), Stopwatch(), LastStepLogged(), keeping],
     )
 
 
