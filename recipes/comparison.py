@@ -58,12 +58,23 @@ class Comparison:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote."""
-        values: dict[str, Any] = json.loads(path.read_text())
-        values["record"] = RunRecord(**values["record"])
-        values["trials"] = [Trial(**trial) for trial in values["trials"]]
-        values["results"] = [Result(**result) for result in values["results"]]
-        return cls(**values)
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: If it was cut or changed since.
+        """
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            values["record"] = RunRecord(**values["record"])
+            values["trials"] = [Trial(**trial) for trial in values["trials"]]
+            values["results"] = [Result(**result) for result in values["results"]]
+            return cls(**values)
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(
+                f"{str(path)!r} is damaged ({reason:.200}): restore it, or write it anew by "
+                "compare.py's command."
+            ) from error
 
     @property
     def arms(self) -> list[str]:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import compare
 import finetune
 import pytest
 import torch
@@ -164,6 +165,23 @@ def test_a_full_disk_is_said_and_the_run_goes_on(
         assert "leave the option out" in message_of(words(data, folder, *SAVING, *LAST))
         finetune_on(data, folder, *SAVING)
     assert same_weights(folder, straight)
+
+
+def test_a_comparison_says_that_the_disk_is_full_and_goes_on(
+    disk: tuple[Path, Any, Any], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, take, give = disk[0] / "out", disk[1], disk[2]
+    argv = [*words(data, folder, *SAVING), "--arms", "sam", "--seeds", "1"]
+    with monkeypatch.context() as patch:
+        callbacks = [*DEFAULT_CALLBACKS, NoRoom(2, take)]
+        patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", callbacks)
+        with pytest.raises(SystemExit) as stop:
+            compare.main(argv)
+    give()
+    said = str(stop.value.code)
+    assert said.startswith(f"compare.py: the disk of '{folder / 'sam-seed0'}' is full ("), said
+    assert said.endswith("make room there; then the same command goes on where it stopped.")
+    assert compare.main(argv).arms == ["sam"]
 
 
 def test_other_errors_of_files_are_left_alone(tmp_path: Path) -> None:
