@@ -4,8 +4,8 @@ python recipes/finetune.py --dataset oxford_pets --rho 0.05
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,19 @@ class LastStepLogged(TrainerCallback):
         """Ask for a line if this is the last step."""
         if args.logging_strategy == "steps" and state.global_step >= state.max_steps:
             control.should_log = True
+
+
+@contextmanager
+def files_without_bars() -> Iterator[None]:
+    """Hide the bars of weights read and written, which are done at once; the Trainer's own stay."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
@@ -122,16 +135,17 @@ def train(argv: Sequence[str]) -> RunRecord:
                 note_options(output_dir, options, resumed=run.checkpoint is not None)
         except (ImportError, ValueError) as error:
             raise RecipeError(str(error)) from error
-        try:
-            trainer.train(resume_from_checkpoint=run.checkpoint)
-            metrics = trainer.evaluate()
-        except BadImageError as error:
-            raise RecipeError(str(error)) from error
-        except ValueError as error:
-            if stopwatch_of(trainer).has_begun:
-                raise
-            raise RecipeError(str(error)) from error  # what only the prepared model shows
-        record = save(argv, data, run, trainer, metrics)
+        with files_without_bars():
+            try:
+                trainer.train(resume_from_checkpoint=run.checkpoint)
+                metrics = trainer.evaluate()
+            except BadImageError as error:
+                raise RecipeError(str(error)) from error
+            except ValueError as error:
+                if stopwatch_of(trainer).has_begun:
+                    raise
+                raise RecipeError(str(error)) from error  # what only the prepared model shows
+            record = save(argv, data, run, trainer, metrics)
         if repo_id is not None:
             print(f"pushed to {push(output_dir, repo_id)}")
     return record
@@ -169,6 +183,10 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
         splits = load_splits(data, task, seed=args.seed)
     if not (len(splits.train) and len(splits.eval)):
         raise ValueError("both splits must have images, got an empty one: check the data.")
+    logger.warning(
+        f"data: {len(splits.train):,} images to train on, {len(splits.eval):,} of the split "
+        f"{splits.eval_split} to measure on, {len(splits.label_names)} classes"
+    )
     batch = args.per_device_train_batch_size * args.world_size
     if batch > len(splits.train):
         raise ValueError(
@@ -176,7 +194,8 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
             f"of training examples, got {batch}."
         )
     source = model_source(model, task)
-    classifier = load_classifier(source, splits.label_names)
+    with nullcontext() if source.own_weights else files_without_bars():  # those are fetched
+        classifier = load_classifier(source, splits.label_names)
     logger.warning(f"model: {classifier.report}")
     if model.freeze_batch_norm:
         freeze_batch_norm(classifier.model)
