@@ -18,8 +18,9 @@ from cards import write_comparison_card
 from checkpoints import last_complete
 from choosing import require_split_for_choosing
 from comparison import METRIC, Comparison, Result, Trial, comparison_table, held_out_error
+from disk import DiskFullError, full_disk_named
 from finetune import RecipeError, train
-from folder import FolderInUseError, asked, claimed, clear, has_ended, remove_checkpoints
+from folder import FolderInUseError, asked, claimed, has_ended, record_of, remove_checkpoints
 from hub import HubError, create_repo, push
 from image_errors import ErrorsOfRun
 from plan import Arm, Plan, parse_plan
@@ -39,9 +40,13 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     if importlib.util.find_spec("matplotlib") is None:
         sys.exit("compare.py: the plot needs matplotlib: `pip install 'hf-sam[plots]'`.")
     try:
-        return compare(parse_plan(argv), command_of("compare.py", argv))
+        plan = parse_plan(argv)
+        with full_disk_named(plan.output_dir):
+            return compare(plan, command_of("compare.py", argv))
     except (RecipeError, HubError, ValueError) as error:
         sys.exit(f"compare.py: {error}")
+    except DiskFullError as error:
+        sys.exit(f"compare.py: {error}; then the same command goes on where it stopped.")
     except KeyboardInterrupt:
         sys.exit("compare.py: interrupted; the same command goes on where it stopped.")
 
@@ -194,7 +199,7 @@ class Progress:
         self.left -= self.plan.cost(options)
         if PartialState().is_main_process:
             remove_checkpoints(folder)
-        record = self.records[folder] = RunRecord.read(folder / "run.json")
+        record = self.records[folder] = record_of(folder)
         took = f"{(time.monotonic() - began) / 60:.1f} min" if is_new else "finished before"
         left = f"{self.left * self.seconds / self.spent / 60:.0f}" if self.spent else "?"
         error = f"{record.metrics[METRIC]:.2f} % error"
@@ -214,9 +219,7 @@ class Progress:
 
 def finish(words: Sequence[str], folder: Path) -> None:
     """Train a run to its end, from its last checkpoint if there is one."""
-    resumed = folder.exists() and last_complete(folder) is not None
-    if PartialState().is_main_process and not resumed:
-        clear(folder)
+    resumed = last_complete(folder) is not None
     PartialState().wait_for_everyone()
     torch.compiler.reset()  # or the next model counts as the last one's recompilation
     told = [*words, f"--output_dir={folder}", "--push_to_hub=false"]  # whatever a file says

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from suggestions import alike
 from tasks import TASKS
 
 from hf_sam import SAMConfig
@@ -116,7 +117,7 @@ class DataOptions:
             raise ValueError(
                 f"`dataset` must be one of {', '.join(TASKS)}, or owner/name on the Hub, got "
                 f"{self.dataset!r}"
-                + (": leave it out beside `data_dir`." if self.data_dir else ".")
+                + (": leave it out beside `data_dir`." if self.data_dir else _meant(self.dataset))
             )
         if self.dataset == "digits" and self.data_dir:
             raise ValueError("`data_dir` must not go with digits, which is bundled: leave one out.")
@@ -141,6 +142,11 @@ class DataOptions:
                 raise ValueError(f"`{name}` must be >= 1, got {value}: leave it out for none.")
         if self.crop_padding and self.crop_scale:
             raise ValueError("`crop_padding` and `crop_scale` exclude each other: leave one out.")
+
+
+def _meant(dataset: str | None) -> str:
+    found = alike(str(dataset), TASKS)
+    return f": did you mean {' or '.join(found)}?" if found else "."
 
 
 @dataclass
@@ -233,9 +239,9 @@ class ModelOptions:
         """Return `model_kwargs` as a dictionary."""
         try:
             kwargs = json.loads(self.model_kwargs or "{}")
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
-                f"`model_kwargs` must be JSON, got {self.model_kwargs!r}: {error}."
+                f"`model_kwargs` must be JSON, got {str(self.model_kwargs)[:200]!r}: {error}."
             ) from error
         if not isinstance(kwargs, dict):
             raise ValueError(

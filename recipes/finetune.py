@@ -1,26 +1,35 @@
 """Fine-tune an image classifier with SAM: load, train, evaluate, save, write the card.
 
-accelerate launch recipes/finetune.py --dataset oxford_pets --rho 0.05
+python recipes/finetune.py --dataset oxford_pets --rho 0.05
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from checkpoints import find_checkpoint, require_fitting
+from checkpoints import find_checkpoint, how_to_go_on, require_fitting
+from disk import DiskFullError, full_disk_named
 from fields import DataOptions, ModelOptions
 from folder import RECORD, asked, claimed, note_options
 from hub import HubError, create_repo, push
 from image_errors import ErrorsOfRun, LastEvaluation
+from keeping import Keeping
 from loading import load_splits, model_source, processes_here, task_of
 from options import parse_options
 from record import Run, describe
 from resolved import as_yaml
 from stopwatch import Stopwatch, stopwatch_of
-from transformers import set_seed
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
 
 from hf_sam import SAMConfig, SAMTrainer
@@ -45,6 +54,30 @@ class RecipeError(Exception):
     """What the user can mend: said in one message, without a traceback."""
 
 
+class LastStepLogged(TrainerCallback):
+    """Logs the last step too, so that a run shorter than `logging_steps` shows its losses."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a line if this is the last step."""
+        if args.logging_strategy == "steps" and state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+@contextmanager
+def files_without_bars() -> Iterator[None]:
+    """Hide the bars of weights read and written, which are done at once; the Trainer's own stay."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
     """Run the recipe and return its metrics; bad input ends in one message and exit status 1."""
     argv = sys.argv[1:] if argv is None else argv
@@ -55,10 +88,12 @@ def main(argv: Sequence[str] | None = None) -> Mapping[str, float]:
         return train(argv).metrics
     except (RecipeError, HubError) as error:
         sys.exit(f"finetune.py: {error}")
+    except DiskFullError as error:
+        sys.exit(f"finetune.py: {error}; then {how_to_go_on(error.folder)}")
     except KeyboardInterrupt:
         sys.exit(
-            "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last "
-            "checkpoint in the output folder, if there is one."
+            "finetune.py: interrupted; `--resume_from_checkpoint last` goes on from the last whole "
+            "checkpoint in the output folder. If there is none, the same command begins anew."
         )
 
 
@@ -82,6 +117,7 @@ def train(argv: Sequence[str]) -> RunRecord:
     Raises:
         RecipeError: For input that does not do.
         HubError: If nothing can be pushed, before training; or if the push failed, after it.
+        DiskFullError: If there is no room for what is to be written.
     """
     with ExitStack() as held:
         try:
@@ -90,6 +126,7 @@ def train(argv: Sequence[str]) -> RunRecord:
             is_pushed, args.push_to_hub = args.push_to_hub, False
             options = asked(data, model, args)
             output_dir, is_main = Path(args.output_dir), args.process_index == 0
+            held.enter_context(full_disk_named(output_dir))
             if is_main:
                 held.enter_context(claimed(output_dir))
             run = load(data, model, args)
@@ -101,16 +138,17 @@ def train(argv: Sequence[str]) -> RunRecord:
                 note_options(output_dir, options, resumed=run.checkpoint is not None)
         except (ImportError, ValueError) as error:
             raise RecipeError(str(error)) from error
-        try:
-            trainer.train(resume_from_checkpoint=run.checkpoint)
-            metrics = trainer.evaluate()
-        except BadImageError as error:
-            raise RecipeError(str(error)) from error
-        except ValueError as error:
-            if stopwatch_of(trainer).has_begun:
-                raise
-            raise RecipeError(str(error)) from error  # what only the prepared model shows
-        record = save(argv, data, run, trainer, metrics)
+        with files_without_bars():
+            try:
+                trainer.train(resume_from_checkpoint=run.checkpoint)
+                metrics = trainer.evaluate()
+            except BadImageError as error:
+                raise RecipeError(str(error)) from error
+            except ValueError as error:
+                if stopwatch_of(trainer).has_begun:
+                    raise
+                raise RecipeError(str(error)) from error  # what only the prepared model shows
+            record = save(argv, data, run, trainer, metrics)
         if repo_id is not None:
             print(f"pushed to {push(output_dir, repo_id)}")
     return record
@@ -149,6 +187,10 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
         splits = load_splits(data, task, seed=args.seed)
     if not (len(splits.train) and len(splits.eval)):
         raise ValueError("both splits must have images, got an empty one: check the data.")
+    logger.warning(
+        f"data: {len(splits.train):,} images to train on, {len(splits.eval):,} of the split "
+        f"{splits.eval_split} to measure on, {len(splits.label_names)} classes"
+    )
     batch = args.per_device_train_batch_size * args.world_size
     if batch > len(splits.train):
         raise ValueError(
@@ -156,7 +198,8 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
             f"of training examples, got {batch}."
         )
     source = model_source(model, task)
-    classifier = load_classifier(source, splits.label_names)
+    with nullcontext() if source.own_weights else files_without_bars():  # those are fetched
+        classifier = load_classifier(source, splits.label_names)
     logger.warning(f"model: {classifier.report}")
     if model.freeze_batch_norm:
         freeze_batch_norm(classifier.model)
@@ -198,6 +241,7 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         split=run.splits.eval_split,
         max_pixels=data.max_image_pixels,
     )
+    keeping, args.save_total_limit = Keeping(args.save_total_limit), None  # not the Trainer's
     soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
     return SAMTrainer(
         model=run.classifier.model,
@@ -208,7 +252,7 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         compute_metrics=LastEvaluation(),
         preprocess_logits_for_metrics=rank_classes,
         compute_loss_func=soft_loss if data.mixup > 0 else None,
-        callbacks=[EpochOfData(train_dataset), Stopwatch()],
+        callbacks=[EpochOfData(train_dataset), Stopwatch(), LastStepLogged(), keeping],
     )
 
 

@@ -1,24 +1,25 @@
 """One run's output folder: whose it is, whether it has ended, and nobody else's meanwhile."""
 
-import getpass
-import hashlib
 import json
+import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fields import DataOptions, ModelOptions
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from resolved import data_values, model_values, training_values
 
 from hf_sam import SAMConfig
-from hf_sam.model_card import write_json
+from hf_sam.json_files import write_json
+from hf_sam.model_card import METRICS, RunRecord
 
 OPTIONS, RECORD = "options.json", "run.json"
+LOCK = ".lock"  # in the folder itself: the same file whichever path leads there, for all users
 HALF_WRITTEN = "options.*.tmp"  # by `write_json`, when it is killed
 LENGTH = ("num_train_epochs", "max_steps")  # a run may be made longer
 # What a run did before there was an option to ask for something else.
@@ -41,7 +42,9 @@ class FolderInUseError(ValueError):
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it for one process of this machine; one killed lets go as well.
+    """Make a folder and hold it for one process; one that is killed lets go as well.
+
+    What was made for a run that has left nothing in it is removed again.
 
     The process that holds it may claim it once more.
 
@@ -49,17 +52,32 @@ def claimed(folder: Path) -> Iterator[None]:
         FolderInUseError: If another process holds it.
         ValueError: If it cannot be written.
     """
+    made: list[Path] = []
     try:
+        folder = folder.resolve()  # `a/../b` would make an `a`
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter of links in a circle
+        _remove_unused(made)
         raise ValueError(
             f"`output_dir` must be a folder that can be written, got {str(folder)!r}: {error}."
         ) from error
-    name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"hf_sam-{getpass.getuser()}-{name}.lock"
-    lock = FileLock(path, is_singleton=True)
+    lock = FileLock(folder / LOCK, mode=0o666, is_singleton=True)  # a group may share a folder
+    if lock.is_locked:  # by this process
+        yield
+        return
+    with _held(lock, folder):
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)  # while it is held, or it is the next one's
+            _remove_unused(made)
+
+
+@contextmanager
+def _held(lock: BaseFileLock, folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -67,10 +85,30 @@ def claimed(folder: Path) -> Iterator[None]:
             f"another process is training in {str(folder)!r}: wait for it, or pass another "
             "`--output_dir`."
         ) from error
+    except OSError as error:  # of another user
+        raise ValueError(
+            f"{str(folder / LOCK)!r} cannot be locked ({error.strerror}): remove it if nobody is "
+            "training there, or pass another `--output_dir`."
+        ) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _remove_unused(made: Sequence[Path]) -> None:
+    """Remove folders that were made, innermost first, unless there is more than our note."""
+    with suppress(OSError):  # not empty, or never made
+        if made and (left := set(made[0].iterdir())) <= _notes(made[0]):
+            for note in left:
+                note.unlink()
+        for path in made:
+            path.rmdir()
+
+
+def _notes(folder: Path) -> set[Path]:
+    """Return what lies in a folder, or may, before anything is trained there."""
+    return {folder / OPTIONS, folder / LOCK, *folder.glob(HALF_WRITTEN)}
 
 
 def note_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> None:
@@ -81,6 +119,8 @@ def note_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> 
     """
     if resumed:
         _require_same(folder, options, besides=LENGTH)
+    for half in folder.glob(HALF_WRITTEN):
+        half.unlink()
     write_json(folder / OPTIONS, options)
 
 
@@ -88,25 +128,56 @@ def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
     """Say whether the run of these options has ended in a folder.
 
     Raises:
-        ValueError: If the folder holds a run with other options, or something else.
+        ValueError: If the folder holds a run with other options, or something else, or a file that
+            cannot be read.
     """
-    if not folder.is_dir() or not set(folder.iterdir()) - set(folder.glob(HALF_WRITTEN)):
+    if not folder.is_dir() or not set(folder.iterdir()) - (_notes(folder) - {folder / OPTIONS}):
         return False
     if not (folder / OPTIONS).exists():
         raise ValueError(
             f"{str(folder)!r} must be empty or hold a run of this plan, and holds something else: "
             "pass another `--output_dir`, or remove that folder."
         )
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise ValueError(
+                f"{str(path)!r} is a link, and a run's folder must hold none, for what a run "
+                "leaves in it is removed or replaced: put there what it leads to, or remove it."
+            )
     _require_same(folder, options)
-    return (folder / RECORD).exists()
+    if not (folder / RECORD).exists():
+        return False
+    record_of(folder)
+    return True
 
 
-def clear(folder: Path) -> None:
-    """Remove what an interrupted run has left, and last of all the note whose it is."""
-    for path in folder.glob("*"):
-        if path.name != OPTIONS:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (folder / OPTIONS).unlink(missing_ok=True)
+def record_of(folder: Path) -> RunRecord:
+    """Return the record of a run that has ended, with all figures that a comparison needs.
+
+    Raises:
+        ValueError: If it cannot be read, or lacks some.
+    """
+    path = folder / RECORD
+    record = RunRecord.read(path)
+    try:
+        figures = [record.metrics[name] for name in METRICS]
+        figures += [record.seconds, record.gradient_evaluations]
+        figures += [record.hyperparameters["learning_rate"], (record.sam or {"rho": 0})["rho"]]
+        for figure in figures:
+            if not math.isfinite(figure):
+                raise ValueError(f"{figure} for a figure")
+    except (ValueError, TypeError, LookupError) as error:
+        raise damaged(path, error) from error
+    return record
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """Return the error of a file in a run's folder that was cut or changed."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return ValueError(
+        f"{str(path)!r} is damaged ({reason:.200}): restore it, or remove the folder it is in and "
+        "train anew."
+    )
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -116,15 +187,21 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:
-    if not (folder / OPTIONS).exists():  # of a checkpoint that came from elsewhere
+    path = folder / OPTIONS
+    if not path.exists():  # of a checkpoint that came from elsewhere
         return
-    before = UNSET | json.loads((folder / OPTIONS).read_text())
-    options = UNSET | options
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError(f"{type(before).__name__} for an object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise damaged(path, error) from error
+    before, options = UNSET | before, UNSET | options
     names = sorted((before.keys() | options.keys()) - set(besides))
     for name in names:
         if before.get(name) != options.get(name):
             raise ValueError(
-                f"{str(folder)!r} holds a run with other options, `{name}` {before.get(name)} and "
-                f"not {options.get(name)}: pass the options it was started with, or another "
+                f"{str(folder)!r} holds a run with other options, `{name}` {before.get(name)!s:.80}"
+                f" and not {options.get(name)}: pass the options it was started with, or another "
                 "`--output_dir`."
             )

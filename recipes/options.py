@@ -1,8 +1,10 @@
 """What `finetune.py` can be told, on the command line and in a YAML file."""
 
 import dataclasses
+import math
 import os
 import sys
+from argparse import SUPPRESS, _StoreFalseAction
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import torch
 from fields import BatchOptions, DataOptions, ModelOptions
 from hub import require_token
+from suggestions import near
 from transformers import HfArgumentParser
-from words import near, recipe_of, without_rivals, words_of
+from words import recipe_of, without_rivals, words_of
 
 from hf_sam import SAMConfig
+from hf_sam.model_card import without_tokens
 
 # Where the recipe differs from the Trainer's own defaults: the paper's optimizer and schedule, an
 # evaluation and a checkpoint each epoch. Clip norm from the official code; learning rate, batch
@@ -65,16 +69,17 @@ def parse_options(
         help="Print what all options come to, as such a file, and stop.",
     )
     parser.set_defaults(**DEFAULTS)
+    _explain_negations(parser)
     names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
+    options = {a.dest: a for a in parser._actions if a.dest in names and a.nargs != 0}
     argv = list(sys.argv[1:] if argv is None else argv)
     first, unknown = parser.parse_known_args(argv)
     if unknown:
-        name = unknown[0].split("=")[0]  # its value may be a token
-        raise ValueError(f"unknown option {name}{near(unknown[0].lstrip('-'), names)}")
+        raise ValueError(_unknown(unknown[0], names))
     if first.config is None and not (first.model or first.weights or first.init_scratch):
         first.config = recipe_of(first.dataset)
     if first.config:
-        given = without_rivals(words_of(Path(first.config), names), argv)
+        given = without_rivals(words_of(Path(first.config), options), argv)
         argv = [*given, *argv]  # the last to say it wins
         first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
@@ -87,7 +92,13 @@ def parse_options(
         )
     if (first.metric_for_best_model or "").endswith("error") and first.greater_is_better is None:
         parser.set_defaults(greater_is_better=False)  # the Trainer takes more to be better
-    data, model, batch, args, _ = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    try:
+        data, model, batch, args, _ = parser.parse_args_into_dataclasses(
+            argv, look_for_args_file=False
+        )
+    except RecursionError as error:  # of the JSON that some options take
+        raise ValueError("the JSON of an option is nested too deeply: write less of it.") from error
+    _require_steps(args)
     if batch != BatchOptions():
         batch.apply(args)
     if data.cache_images and args.dataloader_num_workers > 0:
@@ -98,6 +109,35 @@ def parse_options(
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     _check_pushing(args)
     return data, model, args
+
+
+def _explain_negations(parser: HfArgumentParser) -> None:
+    """Give `--no_x` a help of its own: the parser has that of `--x` and its default there."""
+    for action in parser._actions:
+        if isinstance(action, _StoreFalseAction):
+            action.help = f"Set --{action.dest} to false."
+            action.default = SUPPRESS  # that of --x holds
+
+
+def _unknown(word: str, names: set[str]) -> str:
+    name = word.split("=")[0]  # its value may be a token
+    if not word.startswith("-"):
+        return f"{without_tokens([word])[0]} follows no option that takes it: see --help."
+    return f"unknown option {name}{near(name.lstrip('-'), names)}"
+
+
+def _require_steps(args: SAMConfig) -> None:
+    """Raise a ValueError if nothing would be trained; the Trainer takes 0 steps to be unset."""
+    if args.max_steps < 1 and args.max_steps != -1:
+        raise ValueError(
+            f"`max_steps` must be >= 1, got {args.max_steps}: leave it out to train by "
+            "`num_train_epochs`."
+        )
+    if args.max_steps == -1 and not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(
+            f"`num_train_epochs` must be > 0 and finite, got {args.num_train_epochs:g}: a run of "
+            "no step trains nothing."
+        )
 
 
 def _check_pushing(args: SAMConfig) -> None:

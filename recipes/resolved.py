@@ -1,6 +1,7 @@
 """What a run's options come to, written as a recipe: `finetune.py --print_config`."""
 
 import dataclasses
+import math
 from typing import Any
 
 import timm
@@ -22,9 +23,17 @@ def as_yaml(data: DataOptions, model: ModelOptions, args: SAMConfig) -> str:
     batch = args.per_device_train_batch_size * accumulation * devices
     lines = f"# {batch} images a step: {args.per_device_train_batch_size} in a micro-batch, "
     lines += f"{accumulation} accumulated, devices: {devices}; what is not listed is unset\n"
-    values = data_values(data) | model_values(data, model) | training_values(args)
-    told = {name: value for name, value in values.items() if value is not None}
-    return lines + yaml.safe_dump(told, sort_keys=False, default_flow_style=None)
+    parts = {"images": data_values(data), "network": model_values(data, model)}
+    for part, values in (parts | {"training": training_values(args)}).items():
+        lines += f"\n# {part}\n"
+        lines += "".join(_line(n, value) for n, value in values.items() if value is not None)
+    return lines
+
+
+def _line(name: str, value: Any) -> str:
+    """Return an option as a line of its own, lists and dictionaries too."""
+    flow = yaml.safe_dump({name: value}, default_flow_style=True, width=math.inf, sort_keys=False)
+    return flow.strip()[1:-1] + "\n"
 
 
 def data_values(data: DataOptions) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Words of a command line: those that a recipe stands for, and those that are left out."""
 
-import difflib
 import json
-from collections.abc import Sequence
+from argparse import Action
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import yaml
+from suggestions import near
 from tasks import TASKS
+from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging
 
 # Pairs of options that say the same thing in two ways.
@@ -16,45 +19,85 @@ RIVALS = (
     ("crop_scale", "crop_padding"),
     ("batch_size", "gradient_accumulation_steps"),
 )
+DICTIONARIES = ("_kwargs", "_config", "deepspeed")  # ends of the names of options that take one
+ALSO_TRUE_OR_FALSE = ("resume_from_checkpoint",)
 logger = logging.get_logger("finetune")
 
 
-def words_of(path: Path, names: set[str]) -> list[str]:
+def words_of(path: Path, options: Mapping[str, Action]) -> list[str]:
     """Return the file's options as words of a command line, which the parser checks.
 
     Args:
         path: The file.
-        names: Of all options there are.
+        options: All that there are, by name, as the parser has them.
 
     Raises:
-        ValueError: If the file cannot be read, or names an option that there is not.
+        ValueError: If the file cannot be read, names an option that there is not, or has a value
+            that would reach the option as another one.
     """
+    words: list[str] = []
+    for name, value in _values_in(path).items():
+        if name not in options:
+            raise ValueError(f"unknown option {name!r} in {str(path)!r}{near(str(name), options)}")
+        try:
+            words += _words(name, value, options[name])
+        except ValueError as error:
+            raise ValueError(f"`{name}` in {str(path)!r} must {error}") from error
+    return words
+
+
+def _values_in(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        raise ValueError(
+            f"`--config` {str(path)!r} is nested too deeply: write `option: value` lines."
+        ) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"`--config` {str(path)!r} cannot be read as YAML ({' '.join(str(error).split())}): "
             "check the path, and that it has `option: value` lines."
         ) from error
     if not isinstance(values, dict):
         raise ValueError(f"`--config` must hold `option: value` lines, got {str(path)!r}.")
-    words: list[str] = []
-    for name, value in values.items():
-        if name not in names:
-            raise ValueError(f"unknown option {name!r} in {str(path)!r}{near(str(name), names)}")
-        if value is None:
-            raise ValueError(f"option {name!r} in {str(path)!r} must have a value: leave it out.")
-        if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return words
+    return values
 
 
-def near(name: str, names: set[str]) -> str:
-    """Return the end of a message about an unknown option: the one that may be meant."""
-    found = difflib.get_close_matches(name.split("=")[0], names, n=1)
-    return f": did you mean --{found[0]}?" if found else ": see --help."
+def _words(name: str, value: Any, option: Action) -> list[str]:
+    """Return an option and its value as words, or say what the value must be."""
+    if value is None:
+        raise ValueError("have a value, got none: leave it out.")
+    if isinstance(value, dict):
+        if not name.endswith(DICTIONARIES):
+            raise ValueError(f"be one value, got {value!s:.80}: write `{name}: value`.")
+        return [f"--{name}={_as_json(value)}"]
+    if isinstance(value, list):
+        if option.nargs != "+":
+            raise ValueError(f"be one value, got the list {value!s:.80}: choose one.")
+        if not value or any(isinstance(entry, list | dict | None) for entry in value):
+            raise ValueError(
+                f"be a list of values, got {value!s:.80}: write `{name}: [value, value]`."
+            )
+        return [f"--{name}", *(_plain(name, entry, option) for entry in value)]
+    return [f"--{name}={_plain(name, value, option)}"]
+
+
+def _plain(name: str, value: Any, option: Action) -> str:
+    takes_bool = option.type is string_to_bool or option.nargs == "?" or name in ALSO_TRUE_OR_FALSE
+    if isinstance(value, bool) and not takes_bool:
+        word = "on" if value else "no"
+        raise ValueError(
+            f"not be {str(value).lower()}, as which YAML reads yes, no, on and off without quotes: "
+            f'write the word in quotes, as "{word}".'
+        )
+    return str(value)
+
+
+def _as_json(value: dict[Any, Any]) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:  # a date; an alias to itself
+        raise ValueError(f"hold what JSON can ({error}): write text in quotes.") from error
 
 
 def recipe_of(dataset: str | None) -> Path | None:

@@ -128,7 +128,7 @@ def test_someone_elses_repository_is_refused_before_training(
     said = next(line for line in pushes.stdout.splitlines() if "'someone/theirs'" in line)
     assert said.startswith("finetune.py: `push_to_hub` cannot write 'someone/theirs' on the Hub")
     assert "(403 Forbidden: It is not yours). Nothing was trained." in said
-    assert not list((hub.folder / "theirs").iterdir())
+    assert not (hub.folder / "theirs").exists()
 
 
 def test_a_connection_lost_in_mid_upload_loses_nothing(

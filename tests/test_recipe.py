@@ -247,12 +247,16 @@ def test_card_says_what_was_done(data: Path, tmp_path: Path) -> None:
 
 def test_command_line_end_to_end(tmp_path: Path) -> None:
     """As a user types it, on the bundled digits."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(RECIPE)]
-    command += ["--max_steps", "4", "--max_eval_samples", "40", "--model", "test_resnet"]
+    command = [sys.executable, str(RECIPE), "--use_cpu", "--save_strategy", "steps"]
+    command += ["--save_steps", "1", "--max_eval_samples", "40", "--model", "test_resnet"]
     command += ["--init_scratch", "--image_size", "32", "--output_dir", str(tmp_path / "out")]
+    command += ["--max_steps", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| top-1 error |" in done.stdout
+    for noise in ("warn", "mtime", "pin_memory", "not passed", "Writing model", "Loading weights"):
+        assert noise not in done.stdout + done.stderr, "nothing that a user cannot act on"
+    assert "data: 1,437 images to train on, 40 of the split test to measure on" in done.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"all_results.json", "README.md", "config.json", "model.safetensors"} <= names
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
