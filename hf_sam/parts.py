@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .buffers import Buffers, Snapshot
 from .counted import Counted, Values, unlogged
-from .distributed import wrapper_in
+from .distributed import use_shards, wrapper_in
 from .holders import Holders
 from .replay import RandomState, random_state
 
@@ -50,6 +50,7 @@ class Parts:
             trainer: With `counted_once`.
             optimized: The optimizer's parameters.
         """
+        use_shards(model)  # after an evaluation weights lie gathered, which nothing optimizes
         bare = trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
         params = {n.replace("_orig_mod.", ""): param for n, param in bare.named_parameters()}
         holders = Holders.of(bare, trainer)

@@ -134,10 +134,7 @@ class SAMMixin(AnyTrainer):
         return micro_batches, items
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the plain Trainer does, and return `train_overhead` among the metrics.
-
-        It is no entry of the log: two equal trainings have equal ones.
-        """
+        """Train as the plain Trainer does, and return `train_overhead` too: no entry of the log."""
         try:
             output = super().train(*args, **kwargs)
             require_called(self, SAMMixin, is_called=self._is_called)
@@ -146,8 +143,8 @@ class SAMMixin(AnyTrainer):
             self._ascent.memory, self._walk = {}, Walk()
         if self.sam_arguments.rho > 0:
             allowed = self.sam_arguments.max_overhead if self.ascent_schedule.fraction < 1 else None
-            overhead = self._overhead.of(output.metrics["train_runtime"], allowed=allowed)
-            self.train_overhead = output.metrics["train_overhead"] = overhead
+            took = self._overhead.of(output.metrics["train_runtime"], allowed=allowed)
+            self.train_overhead = output.metrics["train_overhead"] = took
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -195,7 +192,8 @@ class SAMMixin(AnyTrainer):
         save_memory(self._ascent, output_dir, writes=self.args.should_save)
 
     def _check_model(self, model: nn.Module) -> None:
-        self._overhead, self._walk, self._watch = Overhead(self.args.device), Walk(), Watch()
+        self._overhead, self._walk = Overhead(self.args.device), Walk()
+        self._watch = Watch(is_twice=self.sam_arguments.chosen_method.has_clean_pass)
         check_model(self, self.sam_arguments, model, self._walk.parts_of(model, self))
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator.gather)

@@ -25,9 +25,13 @@ Marks = dict[str, tuple[Any, ...]]  # of parameters, by name
 class Watch:
     """Looks at the passes of a training: at the first optimizer step closely, then in passing."""
 
-    def __init__(self) -> None:
-        """See the first optimizer step next."""
-        self._is_close = True
+    def __init__(self, *, is_twice: bool = True) -> None:
+        """See the first optimizer step next.
+
+        Args:
+            is_twice: Whether a micro-batch has two passes; of one, attributes may keep count.
+        """
+        self._is_close, self._is_twice = True, is_twice
         self._changed: dict[str, str] = {}  # where an attribute lies, by its name
 
     @contextmanager
@@ -43,17 +47,19 @@ class Watch:
         """
         parameters = _marks(parts, closely=self._is_close)
         counted = frozenset(counted_once)
-        state = _state(parts.holders, counted) if self._is_close else {}
+        is_state_seen = self._is_close and self._is_twice
+        state = _state(parts.holders, counted) if is_state_seen else {}
         yield
         after = _marks(parts, closely=self._is_close)
         changed = [name for name, mark in parameters.items() if after.get(name, mark) != mark]
         if changed:
             raise ValueError(
-                f"a pass must change no parameter, got one that changed `{changed[0]}`: SAM passes "
-                "twice. Let an optimizer of its own step in a callback (`on_optimizer_step`), keep "
-                "what a forward pass moves (an average of weights) in buffers, or set `rho=0`."
+                f"a pass must change no parameter, got one that changed `{changed[0]}`: under SAM "
+                "that would count twice, or be lost. Let an optimizer of its own step in a "
+                "callback (`on_optimizer_step`), keep what a forward pass moves (an average of "
+                "weights) in buffers, or set `rho=0`."
             )
-        if self._is_close:
+        if is_state_seen:
             now = _state(parts.holders, counted)
             self._changed |= {
                 place[1]: place[0] for place in state if now.get(place) != state[place]
@@ -80,11 +86,11 @@ def _marks(parts: Parts, *, closely: bool) -> Marks:
     """
     marks: Marks = {}
     for name, param in parts.watched.items():
-        if is_lazy(param) or param.is_inference():
-            continue
-        own = local(param)
-        mark = param._version, own.data_ptr()
-        marks[name] = (*mark, _numbers(own)) if closely and own.is_floating_point() else mark
+        own = param if is_lazy(param) else local(param)
+        # what is quantised is not trained, and may be packed anew by its first pass
+        if not is_lazy(param) and not param.is_inference() and own.is_floating_point():
+            mark = param._version, own.data_ptr()
+            marks[name] = (*mark, _numbers(own)) if closely else mark
     return marks
 
 
@@ -93,9 +99,10 @@ def _numbers(tensor: Tensor) -> tuple[str, ...]:
     if tensor.is_meta or tensor.layout != torch.strided:
         return ()
     x = tensor.detach()
-    x = x.abs() if x.is_complex() else x
-    total, norm = x.sum(dtype=torch.float64), torch.linalg.vector_norm(x.double().flatten())
-    return str(tuple(x.shape)), repr(float(total)), repr(float(norm))
+    x = x if x.is_floating_point() or x.is_complex() else x.float()
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64  # which MPS has not
+    norm = torch.linalg.vector_norm(x, dtype=x.dtype if x.is_complex() else dtype)
+    return str(tuple(x.shape)), repr(x.sum().item()), repr(norm.item())
 
 
 def _state(holders: Holders, counted_once: frozenset[str]) -> dict[tuple[str, str], Any]:

@@ -15,8 +15,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from resolved import data_values, model_values, training_values
 
 from hf_sam import SAMConfig
-from hf_sam.json_files import write_json
-from hf_sam.model_card import METRICS, RunRecord
+from hf_sam.json_files import read_json, write_json
+from hf_sam.model_card import RunRecord
 
 OPTIONS, RECORD = "options.json", "run.json"
 LOCK = ".lock"  # in the folder itself: the same file whichever path leads there, for all users
@@ -24,6 +24,7 @@ HALF_WRITTEN = "options.*.tmp"  # by `write_json`, when it is killed
 LENGTH = ("num_train_epochs", "max_steps")  # a run may be made longer
 # What a run did before there was an option to ask for something else.
 UNSET = {f.name: f.default for kind in (DataOptions, ModelOptions) for f in fields(kind)}
+AGAIN = "restore it, or remove the folder it is in and train anew"
 # Beginnings of the names of options that do not change what is trained.
 ASIDE = ("output_dir", "resume", "push", "hub", "logging", "disable_tqdm", "report_to", "run_name")
 ASIDE += ("save", "eval_strategy", "eval_steps", "dataloader", "restore")
@@ -157,27 +158,18 @@ def record_of(folder: Path) -> RunRecord:
     Raises:
         ValueError: If it cannot be read, or lacks some.
     """
-    path = folder / RECORD
-    record = RunRecord.read(path)
-    try:
-        figures = [record.metrics[name] for name in METRICS]
-        figures += [record.seconds, record.gradient_evaluations]
-        figures += [record.hyperparameters["learning_rate"], (record.sam or {"rho": 0})["rho"]]
-        for figure in figures:
-            if not math.isfinite(figure):
-                raise ValueError(f"{figure} for a figure")
-    except (ValueError, TypeError, LookupError) as error:
-        raise damaged(path, error) from error
-    return record
+    return read_json(folder / RECORD, RunRecord, remedy=AGAIN, check=_require_figures)
 
 
-def damaged(path: Path, error: Exception) -> ValueError:
-    """Return the error of a file in a run's folder that was cut or changed."""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return ValueError(
-        f"{str(path)!r} is damaged ({reason:.200}): restore it, or remove the folder it is in and "
-        "train anew."
-    )
+def _require_figures(record: RunRecord) -> None:
+    """Raise a ValueError for a record without what a comparison computes with."""
+    for name, given in (("hyperparameters", record.hyperparameters), ("sam", record.sam)):
+        figure = "rho" if name == "sam" else "learning_rate"
+        value = 0.0 if given is None else given.get(figure)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"`{name}` must have a number as `{figure}`, got {value!r}")
+    if not (math.isfinite(record.seconds) and math.isfinite(record.gradient_evaluations)):
+        raise ValueError("`seconds` and `gradient_evaluations` must be finite")
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -190,12 +182,7 @@ def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, 
     path = folder / OPTIONS
     if not path.exists():  # of a checkpoint that came from elsewhere
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError(f"{type(before).__name__} for an object")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise damaged(path, error) from error
+    before = read_json(path, dict[str, Any], remedy=AGAIN)
     before, options = UNSET | before, UNSET | options
     names = sorted((before.keys() | options.keys()) - set(besides))
     for name in names:

@@ -48,7 +48,9 @@ class ErrorsOfRun:
         path = folder / ERRORS
         if not path.exists():
             return None
-        return read_json(path, cls, remedy="remove the run's folder and type the command again")
+        return read_json(
+            path, cls, remedy="restore it, or remove the folder it is in and train anew"
+        )
 
 
 class LastEvaluation:

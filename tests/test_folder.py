@@ -75,7 +75,8 @@ def test_a_record_from_before_an_option_goes_on(tmp_path: Path) -> None:
     older = {name: value for name, value in made.items() if name not in ("label_noise", "squash")}
     assert older != made
     write_json(tmp_path / "options.json", older)
-    write_json(tmp_path / "run.json", {})
+    recorded = Path(__file__).parent.parent / "model_cards" / "cub200_first50-sgd.json"
+    Comparison.read(recorded).record.write(tmp_path / "run.json")
     assert has_ended(tmp_path, made)
     for name, value in (("label_noise", 0.1), ("squash", True), ("mixup", None), ("rho", None)):
         with pytest.raises(ValueError, match=f"holds a run with other options, `{name}`"):
