@@ -155,6 +155,7 @@ for name in "${@:-flowers sgd sgd3 adamw food noise40 noise80 m frontier clean n
     clean) mkdir -p runs/cub200_first50-clean # some of whose trials were made for sgd
         cp -rn model_cards/records/cub200_first50-sgd/sweep runs/cub200_first50-clean
         run cub200_first50-clean --seeds 5 $METHODS ;;
+    official_flowers) official_flowers ;;
     flowers) bash benchmarks/evidence.sh flowers_short ;;
     flowers_length) official_flowers && length mobilenetv2_035 $SMALL &&
         length efficientnet_lite0 $LITE0 ;;
