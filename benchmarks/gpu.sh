@@ -44,15 +44,13 @@ CODE
 
 begin() {
     mkdir -p "$OUT" && rm -f "$OUT/stages.json" "$OUT/log.txt"
-    unpack
+    export PYTHONPATH="$PWD:$PWD/$SITE${PYTHONPATH:+:$PYTHONPATH}"
 }
 
 unpack() { # what the pack holds is put where it stays when the next pack comes
-    [ ! -d $PACK/flowers102 ] || { mkdir -p runs && cp -r $PACK/flowers102/. $KEPT; }
-    if [ -d $PACK/wheels ] && [ ! -d $SITE ]; then
-        $PYTHON -m pip install -q --no-index --no-deps --target $SITE $PACK/wheels/*.whl
-    fi
-    export PYTHONPATH="$PWD:$PWD/$SITE${PYTHONPATH:+:$PYTHONPATH}"
+    [ ! -d $PACK/flowers102 ] || { mkdir -p $KEPT && cp -r $PACK/flowers102/. $KEPT; }
+    [ -d $SITE ] || stage wheels 60 $PYTHON -m pip install -q --no-index --no-deps --target $SITE \
+        $PACK/wheels/*.whl
 }
 
 stage() { # name, seconds at most, command: runs it and notes what came of it
@@ -103,7 +101,7 @@ case ${1:-all} in
 pack) pack "${2:-flowers}" ;;
 together) together "${@:2}" ;;
 all)
-    begin
+    begin && unpack
     stage tests 60 $PYTHON -m pytest -m gpu tests/test_gpu.py
     stage conformance 100 $PYTHON benchmarks/gpu_conformance.py --output "$OUT/conformance.json"
     stage step_cost 120 $PYTHON benchmarks/step_cost.py --rounds 15 --output "$OUT/step_cost.json"
@@ -112,7 +110,7 @@ all)
         --arm gsam method=gsam --arm asam adaptive=true rho=1
     ;;
 vit)
-    begin
+    begin && unpack
     flowers vit 500 --config recipes/oxford_flowers/vit_small_patch14.yaml \
         --weights $PACK/vit_small_patch14_dinov2_fp16.safetensors
     ;;
@@ -122,11 +120,11 @@ smoke)
     stage tests 200 $PYTHON -m pytest -m gpu tests/test_gpu.py
     stage conformance 200 $PYTHON benchmarks/gpu_conformance.py --output "$OUT/conformance.json"
     stage step_cost 200 $PYTHON benchmarks/step_cost.py --tiny --rounds 1 --output "$OUT/step_cost.json"
-    rm -rf runs/gpu-lite0
-    stage lite0 200 bash benchmarks/gpu.sh together lite0 --dataset digits --model test_efficientnet \
+    rm -rf runs/gpu-smoke
+    stage smoke 200 bash benchmarks/gpu.sh together smoke --dataset digits --model test_efficientnet \
         --init_scratch --max_steps 2 --max_train_samples 64 --max_eval_samples 32 --seeds 1 \
         --eval_strategy no --save_strategy no
-    keep lite0
+    keep smoke
     ;;
 *) echo "gpu.sh: pack, pack vit, vit, smoke or nothing, got $1" >&2 && exit 1 ;;
 esac

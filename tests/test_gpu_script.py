@@ -1,4 +1,4 @@
-"""The stages for a GPU, rehearsed on the CPU; a stage that fails does not keep the next from running."""
+"""The stages for a GPU, rehearsed on the CPU; one that fails does not keep the next back."""
 
 import json
 import os
@@ -29,22 +29,22 @@ def test_every_stage_runs(tmp_path: Path) -> None:
         "tests": 0,
         "conformance": 0,
         "step_cost": 0,
-        "lite0": 0,
+        "smoke": 0,
     }
     assert done.returncode == 0
     found = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert all(found.values())
     assert set(found) == {
         *("stages.json", "log.txt", "conformance.json", "step_cost.json"),
-        *("lite0.json", "lite0-records.tar.gz"),
+        *("smoke.json", "smoke-records.tar.gz"),
     }
-    assert len(json.loads((tmp_path / "lite0.json").read_text())["results"]) == 3
+    assert len(json.loads((tmp_path / "smoke.json").read_text())["results"]) == 3
 
 
 def test_stages_that_fail_are_noted_and_gone_past(tmp_path: Path) -> None:
     """With an interpreter that has nothing installed every stage fails, and each is noted."""
     done = run(tmp_path, "smoke", PYTHON=f"{sys.executable} -I -S")
     stages = json.loads((tmp_path / "stages.json").read_text())
-    assert [stage["stage"] for stage in stages] == ["tests", "conformance", "step_cost", "lite0"]
+    assert [stage["stage"] for stage in stages] == ["tests", "conformance", "step_cost", "smoke"]
     assert all(stage["status"] != 0 for stage in stages)
     assert done.returncode == 1
