@@ -95,6 +95,21 @@ def test_saved_model_loads_in_both_libraries(
     assert not reloaded.report.missing
 
 
+def test_a_vit_takes_the_weights_of_another_image_size(tmp_path: Path) -> None:
+    """As timm loads them: the positions are resampled; the rest is the file's."""
+    given = timm.create_model("test_vit", img_size=160)
+    save_file(given.state_dict(), tmp_path / "w.safetensors")
+    source = ModelSource("test_vit", weights=tmp_path / "w.safetensors", image_size=96)
+    model = load_classifier(source, ["a", "b"]).model.timm_model
+    overlay = {"file": str(tmp_path / "w.safetensors"), "num_classes": 1000}
+    expected = timm.create_model(
+        "test_vit", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=2, img_size=96
+    )
+    assert model.pos_embed.shape == expected.pos_embed.shape != given.pos_embed.shape
+    torch.testing.assert_close(model.pos_embed, expected.pos_embed, rtol=0, atol=0)
+    assert torch.equal(model.blocks[0].mlp.fc1.weight, given.blocks[0].mlp.fc1.weight)
+
+
 def test_weights_are_reported(tmp_path: Path, data: Path) -> None:
     argv = [a for a in TINY if a != "--init_scratch"]
     argv += ["--weights", str(backbone(tmp_path / "w.safetensors")), "--data_dir", str(data)]

@@ -1,12 +1,15 @@
 """A weights file put into a model, and the report of what fitted."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
 
 TIMM_PREFIX = "timm_model."  # transformers' wrapper puts it before timm's own tensor names
 
@@ -37,6 +40,8 @@ def _first(names: tuple[str, ...], most: int = 6) -> str:
 def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> LoadReport:
     """Copy the tensors of a safetensors file into a model, by name.
 
+    A ViT's position embedding is resampled to the model's image size, as timm does.
+
     Args:
         model: Changed in place.
         weights: The file.
@@ -56,6 +61,7 @@ def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> Loa
             f"`--weights` must be a safetensors file, got {str(weights)!r}: {error}."
         ) from error
     own = model.state_dict()
+    _resample_positions(model, given)
     fitting = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
     for name in own.keys() & given.keys() - fitting.keys():
         if not name.startswith(tuple(head)):
@@ -77,3 +83,17 @@ def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> Loa
         unexpected=tuple(name for name in given if name not in own),
         head_drawn_anew=any(name.startswith(tuple(head)) for name in missing),
     )
+
+
+def _resample_positions(model: Any, given: dict[str, Tensor]) -> None:
+    """Bring a square grid of absolute positions to another number of patches; else do nothing."""
+    positions, own = given.get("pos_embed"), getattr(model, "pos_embed", None)
+    if positions is None or own is None or positions.shape[::2] != own.shape[::2]:
+        return
+    grid = model.patch_embed.grid_size
+    prefix = own.shape[1] - math.prod(grid)  # class token and registers
+    patches = positions.shape[1] - prefix
+    if positions.shape != own.shape and math.isqrt(patches) ** 2 == patches:
+        given["pos_embed"] = resample_abs_pos_embed(
+            positions.float(), list(grid), num_prefix_tokens=prefix
+        )
