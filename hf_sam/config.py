@@ -114,8 +114,8 @@ class SAMArguments:
         metadata={
             "help": "What a run may cost, in runs of the base optimizer: 1.25 makes the clean pass "
             "on a quarter of each micro-batch, if that is two examples or more. Chooses "
-            "`ascent_fraction` and `ascent_interval`, and logs them; the cost realised is logged "
-            "as `train_overhead` when training ends."
+            "`ascent_fraction` and `ascent_interval`, and logs them; `train()` returns the cost "
+            "realised as `train_overhead`."
         },
     )
     replay_rng: bool = field(
