@@ -108,7 +108,7 @@ def _inner(value: Any) -> dict[str, Any]:
     if isinstance(value, types.FunctionType):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         return {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
-    is_users = type(value).__module__.partition(".")[0] not in LIBRARIES
+    is_users = str(type(value).__module__).partition(".")[0] not in LIBRARIES
     return attributes(value) if is_users and not isinstance(value, type) else {}
 
 

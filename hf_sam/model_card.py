@@ -69,6 +69,7 @@ class RunRecord:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     data_license: str | None = None
     weights_license: str | None = None  # of the base model, as the Hub names it
+    train_overhead: float | None = None  # wall time over that without SAM's part, since a resume
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""

@@ -58,6 +58,7 @@ def describe(
         metrics={name: metrics[name] for name in ("eval_loss", *METRICS)},
         gradient_evaluations=trainer.gradient_evaluations,
         seconds=round(stopwatch_of(trainer).seconds, 1),
+        train_overhead=trainer.train_overhead and round(trainer.train_overhead, 3),
         data_options=_chosen(data),
         model_options=_model_options(run),
         data_license=run.task.license,

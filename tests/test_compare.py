@@ -35,7 +35,8 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_seconds(record: Path) -> dict[str, Any]:
-    return {n: v for n, v in json.loads(record.read_text()).items() if n != "seconds"}
+    times = ("seconds", "train_overhead")
+    return {n: v for n, v in json.loads(record.read_text()).items() if n not in times}
 
 
 def with_recipes() -> dict[str, str]:
@@ -51,6 +52,7 @@ def timeless(folder: Path) -> dict[str, Any]:
         entry["command"] = entry["command"].replace(str(folder), "OUTPUT_DIR")
     for entry in (values["record"], *values["results"]):
         del entry["seconds"]
+    del values["record"]["train_overhead"]
     return values
 
 
