@@ -112,9 +112,24 @@ def _license(source: ModelSource) -> str | None:
     return timm.get_pretrained_cfg(name).license
 
 
+def _differing(task: Task, splits: Splits) -> list[str]:
+    """Return in what one's own copy differs from the data that figures are published of."""
+    here = {"classes": len(splits.label_names), "examples": len(splits.eval)}
+    published = {"classes": task.classes, "examples": task.sizes.get(splits.eval_split)}
+    parts = [
+        f"{here[what]:,} of {n:,} {what}"
+        for what, n in published.items()
+        if n not in (None, here[what])
+    ]
+    if not parts:
+        return []
+    return [f"Measured on {' and '.join(parts)}: do not compare it with published figures."]
+
+
 def _remarks(run: Run, args: SAMConfig, metrics: Mapping[str, float]) -> list[str]:
     """Return what a reader of the results must know."""
     remarks = [str(remark) for remark in (run.task.paper, run.task.limits) if remark]
+    remarks += _differing(run.task, run.splits)
     if not math.isfinite(metrics["eval_loss"]):
         remarks.append("Training has diverged: the network predicts nothing.")
     if args.load_best_model_at_end:

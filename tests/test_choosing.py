@@ -260,3 +260,14 @@ def test_what_another_process_trains_is_not_touched(
     assert compare.main(words).arms == ["base", "sam"]
     assert waited == [True, True]
     assert not (folder / "half").exists()
+
+
+def test_a_part_of_published_data_is_said(data: Path, tmp_path: Path) -> None:
+    """Beside the paper's figures, which are of all of it."""
+    finetune_on(data, tmp_path / "part", "--dataset", "oxford_flowers")
+    remarks = RunRecord.read(tmp_path / "part" / "run.json").remarks
+    assert "Foret et al. report" in remarks[0]
+    part = "Measured on 3 of 102 classes and 6 of 6,149 examples: do not compare it with published"
+    assert remarks[1].startswith(part)
+    finetune_on(data, tmp_path / "own")
+    assert RunRecord.read(tmp_path / "own" / "run.json").remarks == []
