@@ -61,7 +61,7 @@ class Holders:
             seen.add(id(value))
             self.generators.append(value)
         elif isinstance(value, Tensor):
-            if value.requires_grad and value.is_leaf:
+            if isinstance(value, nn.Parameter) or (value.requires_grad and value.is_leaf):
                 self.names.setdefault(value, name)
         elif isinstance(value, nn.Module):
             for below, module in value.named_modules(prefix=name):

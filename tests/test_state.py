@@ -295,7 +295,7 @@ def test_a_counted_module_is_trained_all_the_same(tmp_path: Path) -> None:
     assert scale.passes == 3
 
 
-@pytest.mark.parametrize("how", ["optimizer", "data", "assigned"])
+@pytest.mark.parametrize("how", ["optimizer", "data", "assigned", "frozen"])
 def test_a_pass_that_trains_is_refused(how: str, tmp_path: Path) -> None:
     class Adversary(SAMTrainer):
         def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -305,6 +305,9 @@ def test_a_pass_that_trains_is_refused(how: str, tmp_path: Path) -> None:
                 self.own.step()
             elif how == "data":
                 weight.data.add_(0.1)
+            elif how == "frozen":  # as a teacher that follows the model
+                with torch.no_grad():
+                    weight.requires_grad_(False).mul_(0.9).add_(0.1)
             else:
                 weight.data = weight.data + 0.1
             return model(**inputs)["loss"]
