@@ -307,13 +307,13 @@ def test_a_pass_that_trains_is_refused(how: str, tmp_path: Path) -> None:
                 weight.data.add_(0.1)
             elif how == "frozen":  # as a teacher that follows the model
                 with torch.no_grad():
-                    weight.requires_grad_(False).mul_(0.9).add_(0.1)
+                    weight.mul_(0.9).add_(0.1)
             else:
                 weight.data = weight.data + 0.1
             return model(**inputs)["loss"]
 
     trainer = make_trainer(build("mlp"), tmp_path, trainer=Adversary, max_steps=3)
-    trainer.adversary = nn.Linear(2, 2)
+    trainer.adversary = nn.Linear(2, 2).requires_grad_(how != "frozen")
     trainer.own = torch.optim.SGD(trainer.adversary.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="must change no parameter, got one that changed `advers"):
         trainer.train()
