@@ -51,25 +51,7 @@ def parse_options(
     Raises:
         ValueError: Saying rule, value and remedy.
     """
-    parser = HfArgumentParser(
-        (DataOptions, ModelOptions, BatchOptions, SAMConfig),
-        description="Fine-tune an image classifier with Sharpness-Aware Minimization.",
-        prog="finetune.py",
-        usage="finetune.py [--config FILE.yaml] [--option value ...]",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        help="YAML file of options; flags win over it. Unset, and with no other model asked for, "
-        "it is recipes/<dataset>/efficientnet_b0.yaml.",
-    )
-    parser.add_argument(
-        "--print_config",
-        action="store_true",
-        help="Print what all options come to, as such a file, and stop.",
-    )
-    parser.set_defaults(**DEFAULTS)
-    _explain_negations(parser)
+    parser = _command_line_parser()
     names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
     options = {a.dest: a for a in parser._actions if a.dest in names and a.nargs != 0}
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -109,6 +91,30 @@ def parse_options(
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     _check_pushing(args)
     return data, model, args
+
+
+def _command_line_parser() -> HfArgumentParser:
+    """Return the parser of all options, with the recipe's own defaults."""
+    parser = HfArgumentParser(
+        (DataOptions, ModelOptions, BatchOptions, SAMConfig),
+        description="Fine-tune an image classifier with Sharpness-Aware Minimization.",
+        prog="finetune.py",
+        usage="finetune.py [--config FILE.yaml] [--option value ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        help="YAML file of options; flags win over it. Unset, and with no other model asked for, "
+        "it is recipes/<dataset>/efficientnet_b0.yaml.",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="Print what all options come to, as such a file, and stop.",
+    )
+    parser.set_defaults(**DEFAULTS)
+    _explain_negations(parser)
+    return parser
 
 
 def _explain_negations(parser: HfArgumentParser) -> None:

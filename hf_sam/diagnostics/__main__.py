@@ -54,8 +54,6 @@ def measure(options: Namespace, command: str) -> Report:
     Raises:
         ValueError: For input that does not do.
     """
-    from .html import write_html  # draws with matplotlib, an extra of the package
-
     folders = [options.model, *([options.compare] if options.compare else [])]
     names = options.names or [last_part(folder) for folder in folders]
     out, cards = Path(options.out), [Path(folder) / "README.md" for folder in folders]
@@ -103,14 +101,20 @@ def measure(options: Namespace, command: str) -> Report:
         versions=versions(),
         date=date.today().isoformat(),
     )
+    _write(report, out, cards if options.card else [])
+    return report
+
+
+def _write(report: Report, out: Path, cards: Sequence[Path]) -> None:
+    """Write the report, and its section into the cards of its models."""
+    from .html import write_html  # draws with matplotlib, an extra of the package
+
     numbers, page = (out / name for name in WRITTEN)
     report.write(numbers)
     write_html(page, report)
-    if options.card:
-        for card, portrait in zip(cards, portraits, strict=True):
-            add_sharpness_to_card(card, card_section(report, portrait))
+    for card, portrait in zip(cards, report.portraits, strict=False):
+        add_sharpness_to_card(card, card_section(report, portrait))
     print(f"\nreport: {page}; numbers: {numbers}")
-    return report
 
 
 def _portrait(

@@ -63,14 +63,13 @@ def build_transforms(
         color_jitter=None,
         separate=True,
     )
+    crop = crop_and_flip.transforms[0]
     if crop_padding is not None:
-        crop = RandomCrop(data_config["input_size"][1:], padding=crop_padding)
-        crop_and_flip.transforms[0] = Compose([resize_whole(data_config), crop])
+        padded = RandomCrop(data_config["input_size"][1:], padding=crop_padding)
+        crop_and_flip.transforms[0] = Compose([resize_whole(data_config), padded])
     elif squash:
-        crop = crop_and_flip.transforms[0]
-        crop_and_flip.transforms[0] = SquashedCrop(
-            crop.size, crop.scale, crop.ratio, data_config["interpolation"]
-        )
+        squashed = SquashedCrop(crop.size, crop.scale, crop.ratio, data_config["interpolation"])
+        crop_and_flip.transforms[0] = squashed
     if is_cifar:
         augment = AutoAugment(AutoAugmentPolicy.CIFAR10)
     stages = [crop_and_flip, augment, to_tensor]
