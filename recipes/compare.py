@@ -223,7 +223,7 @@ def finish(words: Sequence[str], folder: Path) -> None:
     PartialState().wait_for_everyone()
     torch.compiler.reset()  # or the next model counts as the last one's recompilation
     told = [*words, f"--output_dir={folder}", "--push_to_hub=false"]  # whatever a file says
-    train(told + ["--resume_from_checkpoint=last"] * resumed)
+    train(told + ["--resume_from_checkpoint=last"] * resumed, is_claimed=True)
     PartialState().wait_for_everyone()
     gc.collect()
 

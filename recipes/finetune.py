@@ -111,8 +111,12 @@ def print_config(argv: Sequence[str]) -> None:
         print(as_yaml(data, model, args), end="")
 
 
-def train(argv: Sequence[str]) -> RunRecord:
+def train(argv: Sequence[str], *, is_claimed: bool = False) -> RunRecord:
     """Fine-tune as the words of a command line say, save model, record and card, and push them.
+
+    Args:
+        argv: The words.
+        is_claimed: Whether the caller holds the output folder.
 
     Raises:
         RecipeError: For input that does not do.
@@ -127,7 +131,7 @@ def train(argv: Sequence[str]) -> RunRecord:
             options = asked(data, model, args)
             output_dir, is_main = Path(args.output_dir), args.process_index == 0
             held.enter_context(full_disk_named(output_dir))
-            if is_main:
+            if is_main and not is_claimed:
                 held.enter_context(claimed(output_dir))
             run = load(data, model, args)
             trainer = build_trainer(data, args, run)

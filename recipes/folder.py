@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fields import DataOptions, ModelOptions
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 from resolved import data_values, model_values, training_values
 
 from hf_sam import SAMConfig
@@ -47,8 +47,6 @@ def claimed(folder: Path) -> Iterator[None]:
 
     What was made for a run that has left nothing in it is removed again.
 
-    The process that holds it may claim it once more.
-
     Raises:
         FolderInUseError: If another process holds it.
         ValueError: If it cannot be written.
@@ -65,11 +63,7 @@ def claimed(folder: Path) -> Iterator[None]:
         raise ValueError(
             f"`output_dir` must be a folder that can be written, got {str(folder)!r}: {error}."
         ) from error
-    lock = FileLock(folder / LOCK, mode=0o666, is_singleton=True)  # a group may share a folder
-    if lock.is_locked:  # by this process
-        yield
-        return
-    with _held(lock, folder):
+    with _locked(folder):
         try:
             yield
         finally:
@@ -78,7 +72,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _held(lock: BaseFileLock, folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK, mode=0o666)  # less the umask: a group may share a folder
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
