@@ -139,7 +139,10 @@ class Buffers:
 
 
 def _is_writable(buffer: Tensor) -> bool:
-    """Nothing writes in place into an expanded tensor, or into one of inference mode."""
+    """Nothing writes in place into an expanded or packed tensor, or into one of inference mode."""
+    is_packed = buffer.is_nested or type(buffer).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    if is_packed or buffer.layout not in (torch.strided, torch.sparse_coo):
+        return False
     layout = zip(buffer.shape, buffer.stride(), strict=True)
     expanded = any(size > 1 and stride == 0 for size, stride in layout)
     return not (expanded or buffer.is_inference())

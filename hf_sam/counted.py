@@ -1,6 +1,7 @@
 """What a pass counts beside its gradient: attributes that `counted_once` names, and log entries."""
 
 import copy
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ class Counted:
         """Say where to look; a pass may make an attribute later.
 
         Args:
-            holders: Those of the attributes. The class of one may have a `counted_once` too.
+            holders: Those of the attributes. Each may have a `counted_once` too.
             names: Of attributes, whoever has them. One that is a module stands for all that the
                 module and those within it count.
             shared: Parameters, modules and generators, which are never copied.
@@ -31,7 +32,7 @@ class Counted:
         self._shared = {id(each): each for each in shared}
         owners = [*holders.objects.values(), *holders.modules.values()]
         self._owners = [
-            (owner, names.union(getattr(type(owner), "counted_once", ())))
+            (owner, names.union(counted_by(owner)))
             for owner in owners
             if not _is_torchs(owner) or names & vars(owner).keys()  # a layer counts nothing itself
         ]
@@ -65,9 +66,18 @@ class Counted:
             return value.detach().clone()
         if type(value) in (list, tuple):
             return type(value)(map(self._copy, value))
-        if type(value) is dict:
-            return {key: self._copy(item) for key, item in value.items()}
+        if isinstance(value, dict | deque):  # of its kind: a default, an order, a length
+            copied = copy.copy(value)
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                copied[key] = self._copy(item)
+            return copied
         return copy.deepcopy(value, dict(self._shared))
+
+
+def counted_by(holder: object) -> Iterable[str]:
+    """Return the names in the `counted_once` that an object or its class has."""
+    own: Iterable[str] | None = vars(holder).get("counted_once")
+    return getattr(type(holder), "counted_once", ()) if own is None else own
 
 
 def _is_torchs(owner: object) -> bool:

@@ -3,7 +3,8 @@
 import functools
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,8 +16,10 @@ from .replay import Generator, is_generator
 # Objects of these hold nothing of a pass, or what they hold is known.
 LIBRARIES = sys.stdlib_module_names | {"torch", "transformers", "accelerate", "datasets", "numpy"}
 LIBRARIES |= {__name__.partition(".")[0]}
-# Attributes of a Trainer that no pass uses; the model is looked at first.
-NOT_IN_A_PASS = frozenset({"train_dataset", "eval_dataset", "data_collator", "callback_handler"})
+# Attributes of a Trainer that no pass keeps anything in; the model is looked at first.
+NOT_IN_A_PASS = frozenset(
+    {"train_dataset", "eval_dataset", "data_collator", "callback_handler", "_last_inputs"}
+)
 # Modules of these count their own passes.
 WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch._dynamo.")
 DEPTH = 3  # of containers and objects within each other
@@ -35,7 +38,7 @@ class Holders:
 
     @classmethod
     def of(cls, model: nn.Module, trainer: object) -> "Holders":
-        """Look through a model and all that a trainer holds, in attributes or in closures.
+        """Look through a model and all that a trainer holds: in attributes, classes and closures.
 
         Args:
             model: Unwrapped. Its own modules have no name before theirs.
@@ -47,12 +50,15 @@ class Holders:
             if name not in NOT_IN_A_PASS:
                 found._visit(name, value, seen, depth=DEPTH)
         found.objects["trainer"] = trainer
+        found._visit_class("", type(trainer), seen, DEPTH)
         return found
 
     def attributes(self) -> Iterator[tuple[str, object, dict[str, Any]]]:
         """Yield name, holder and plain attributes: no modules, parameters or buffers."""
         for name, holder in [*self.objects.items(), *self.modules.items()]:
-            yield name, holder, attributes(holder)
+            own = attributes(holder)
+            is_trainer = name == "trainer"
+            yield name, holder, _without(own, NOT_IN_A_PASS) if is_trainer else own
 
     def _visit(self, name: str, value: Any, seen: set[int], *, depth: int) -> None:
         if id(value) in seen or depth < 0:
@@ -69,20 +75,31 @@ class Holders:
                     seen.add(id(module))
                     self.modules[below] = module
                     self._visit_all(below, module._parameters | attributes(module), seen, depth)
+                    self._visit_class(below, type(module), seen, depth)
         else:
             inner = _inner(value)
             if inner:
                 seen.add(id(value))
             if inner and not isinstance(value, CONTAINERS):
                 self.objects[name] = value
+                self._visit_class(name, type(value), seen, depth)
             self._visit_all(name, inner, seen, depth)
+
+    def _visit_class(self, name: str, kind: type, seen: set[int], depth: int) -> None:
+        """Look through class variables and what methods close over, of the user's own classes."""
+        for base in kind.__mro__:
+            if id(base) not in seen and _is_users(base):
+                seen.add(id(base))
+                self._visit_all(name, vars(base), seen, depth)
 
     def _visit_all(self, name: str, inner: Mapping[str, Any], seen: set[int], depth: int) -> None:
         for below, value in inner.items():
             self._visit(f"{name}.{below}" if name else below, value, seen, depth=depth - 1)
 
 
-CONTAINERS = (Mapping, list, tuple, functools.partial, types.MethodType, types.FunctionType)
+SEQUENCES = (list, tuple, deque, set, frozenset)
+CALLABLES = (functools.partial, types.MethodType, types.FunctionType)
+CONTAINERS = (Mapping, *SEQUENCES, *CALLABLES)
 
 
 def attributes(holder: object) -> dict[str, Any]:
@@ -92,24 +109,34 @@ def attributes(holder: object) -> dict[str, Any]:
         return dict(own)
     if type(holder).__module__.startswith(WRAPPERS):
         return {}
-    return {name: value for name, value in own.items() if name not in OWN_OF_MODULES}
+    # torch's older spectral norm and pruning make `weight` anew of `weight_orig` in each pass
+    made = {name.removesuffix("_orig") for name in holder._parameters if name.endswith("_orig")}
+    return _without(own, OWN_OF_MODULES | made)
+
+
+def _without(own: dict[str, Any], names: Set[str]) -> dict[str, Any]:
+    return {name: value for name, value in own.items() if name not in names}
 
 
 def _inner(value: Any) -> dict[str, Any]:
     """Return what a container, a callable or an object of the user's own class holds, by name."""
     if isinstance(value, Mapping):
         return {str(key): item for key, item in islice(value.items(), MOST)}
-    if isinstance(value, list | tuple):
-        return {str(index): item for index, item in enumerate(value[:MOST])}
+    if isinstance(value, SEQUENCES):
+        return {str(index): item for index, item in enumerate(islice(value, MOST))}
     if isinstance(value, functools.partial):
         return {"func": value.func, **_inner(value.args), **value.keywords}
     if isinstance(value, types.MethodType):
         return {"self": value.__self__}
     if isinstance(value, types.FunctionType):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        return {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
-    is_users = str(type(value).__module__).partition(".")[0] not in LIBRARIES
-    return attributes(value) if is_users and not isinstance(value, type) else {}
+        closed_over = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+        return closed_over | _inner(value.__defaults__ or ()) | (value.__kwdefaults__ or {})
+    return attributes(value) if _is_users(type(value)) and not isinstance(value, type) else {}
+
+
+def _is_users(kind: type) -> bool:
+    return str(kind.__module__).partition(".")[0] not in LIBRARIES
 
 
 def _is_filled(cell: types.CellType) -> bool:

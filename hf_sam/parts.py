@@ -33,6 +33,7 @@ class Parts:
 
     params: dict[str, Tensor]  # all of the model by the names they have in it, and `outside`
     outside: dict[str, Tensor]  # that the optimizer holds beside the model's
+    others: list[Tensor]  # that something else trains, as an optimizer in a callback
     watched: dict[str, Tensor]  # all parameters that a pass can reach, trained or not
     devices: set[torch.device]  # that parameters lie on
     ddp: DistributedDataParallel | None
@@ -56,12 +57,14 @@ class Parts:
         holders = Holders.of(bare, trainer)
         outside = _outside(params, holders, optimized)
         params |= outside
+        ids = set(map(id, params.values()))
         watched = {name: param for param, name in holders.names.items()} | params
         modules = holders.modules.values()
         shared = [*watched.values(), *modules, *holders.generators]
         return cls(
             params=params,
             outside=outside,
+            others=[param for param in holders.names if id(param) not in ids],
             watched=watched,
             devices={param.device for param in params.values()},
             ddp=wrapper_in(model.modules()),

@@ -147,7 +147,7 @@ def leave_evaluation(optimizer: Any) -> None:
         optimizer.train()
 
 
-def require_called(trainer: Trainer, mixin: type, *, is_called: bool | None) -> None:
+def require_called(trainer: Any, mixin: type, *, is_called: bool | None) -> None:
     """Raise a ValueError if an optimizer step has passed without SAM's `training_step`.
 
     Args:
@@ -155,11 +155,7 @@ def require_called(trainer: Trainer, mixin: type, *, is_called: bool | None) -> 
         mixin: Whose `training_step` should have been called.
         is_called: Whether it was; None before the first step.
     """
-    if (
-        not isinstance(trainer.args, SAMArguments)
-        or trainer.args.rho == 0
-        or is_called is not False
-    ):
+    if trainer.sam_arguments.rho == 0 or is_called is not False:
         return
     kinds = [kind for kind in type(trainer).__mro__ if "training_step" in vars(kind)]
     name = "the trainer itself" if "training_step" in vars(trainer) else kinds[0].__name__

@@ -241,7 +241,7 @@ class SAMMixin(AnyTrainer):
         share = copied(share_of(self, micro_batch, self.ascent_schedule))
         before_clean_pass(parts.ddp, params.values(), reduced=is_global)
         start = parts.start(window.before if window.steps == 0 and not parts.ddp else None)
-        with gradients_set_aside(params.values()):
+        with gradients_set_aside([*params.values(), *parts.others]):
             put_gradients(params.values(), window.clean_grad)
             with self._overhead.plain_pass() if is_whole else parts.undone(start):
                 loss = self._pass(model, parts, share, reduced=is_global)

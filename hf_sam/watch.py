@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from transformers.utils import logging
 
+from .counted import counted_by
 from .holders import MOST, Holders
 from .parts import Parts
 from .replay import is_generator
@@ -89,17 +90,25 @@ def _marks(parts: Parts, *, closely: bool) -> Marks:
         own = param if is_lazy(param) else local(param)
         # what is quantised is not trained, and may be packed anew by its first pass
         if not is_lazy(param) and not param.is_inference() and own.is_floating_point():
-            mark = param._version, own.data_ptr()
+            mark = param._version, own.data_ptr() if _is_plain(own) else 0
             marks[name] = (*mark, _numbers(own)) if closely else mark
     return marks
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether torch's own kernels compute on it; a packed or a sparse one may have none for it."""
+    is_packed = tensor.is_meta or tensor.is_nested or tensor.is_quantized
+    is_torchs = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return is_torchs and not is_packed and tensor.layout == torch.strided
+
+
 def _numbers(tensor: Tensor) -> tuple[str, ...]:
     """Return what two tensors of other values hardly share; waits for the device."""
-    if tensor.is_meta or tensor.layout != torch.strided:
+    if not _is_plain(tensor):
         return ()
     x = tensor.detach()
-    x = x if x.is_floating_point() or x.is_complex() else x.float()
+    is_counting = not (x.is_floating_point() or x.is_complex())
+    x = x.float() if is_counting or x.dtype.itemsize == 1 else x  # float8 has no norm
     dtype = torch.float32 if x.device.type == "mps" else torch.float64  # which MPS has not
     norm = torch.linalg.vector_norm(x, dtype=x.dtype if x.is_complex() else dtype)
     return str(tuple(x.shape)), repr(x.sum().item()), repr(norm.item())
@@ -110,7 +119,7 @@ def _state(holders: Holders, counted_once: frozenset[str]) -> dict[tuple[str, st
     known = {id(holder) for _, holder, _ in holders.attributes()}
     state = {}
     for name, holder, own in holders.attributes():
-        counted = counted_once.union(getattr(type(holder), "counted_once", ()))
+        counted = counted_once.union(counted_by(holder))
         told = "the trainer" if name == "trainer" else f"`{name}`" if name else "the model"
         for attribute in own.keys() - counted:
             state[told, attribute] = _comparable(own[attribute], known, DEPTH)
