@@ -166,19 +166,20 @@ class Progress:
         """Train what has not ended, and yield as often as a run has, until all have."""
         left, busy = list(runs), []
         while left:
-            for options, folder in list(left):
+            for run in left:
                 try:
-                    self.run(options, folder)
+                    self.run(*run)
                 except FolderInUseError:
                     if PartialState().num_processes > 1:  # of which only one would know
                         raise
-                    if folder not in busy:
-                        PartialState().print(f"{folder.name}: another process trains it")
-                        busy.append(folder)
+                    if run not in busy:
+                        PartialState().print(f"{run[1].name}: another process trains it")
+                        busy.append(run)
                 else:
-                    left.remove((options, folder))
+                    left.remove(run)
                     yield
-            if left:
+                    break  # and begin anew, with what others have ended meanwhile
+            else:
                 time.sleep(WAIT)
 
     def run(self, options: Mapping[str, str], folder: Path) -> None:

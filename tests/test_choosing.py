@@ -12,7 +12,7 @@ import finetune
 import pytest
 from cards import write_comparison_card
 from comparison import Comparison, Result
-from folder import asked, note_options
+from folder import FolderInUseError, asked, note_options
 from image_errors import ErrorsOfRun
 from images import TINY, finetune_on, write_parquet
 from paired import McNemar, mcnemar, paired_table
@@ -213,7 +213,7 @@ assert [os.wait()[1], os.wait()[1]] == [0, 0]
 
 def test_two_processes_share_a_plan(data: Path, tmp_path: Path) -> None:
     """Each run is trained once, by one of them, and both end with the whole table."""
-    words = plan(data, tmp_path / "out", "--sweep_split", "validation", "--max_steps", "10")
+    words = plan(data, tmp_path / "out", "--sweep_split", "validation", "--seeds", "1")
     said = [tmp_path / "one", tmp_path / "two"]
     command = [sys.executable, "-c", TWO, *map(str, said), *words]
     subprocess.run(command, check=True, timeout=240, capture_output=True, env=with_recipes())
@@ -225,9 +225,28 @@ def test_two_processes_share_a_plan(data: Path, tmp_path: Path) -> None:
     ]
     assert sorted(line.split(": ")[1] for lines in trained for line in lines) == folders
     assert min(map(len, trained)) >= 1, "both have trained"
-    assert len(folders) == 6
+    assert len(folders) == 4
     assert all("minus `base`" in text for text in texts)
-    assert len(Comparison.read(tmp_path / "out" / "comparison.json").results) == 4
+    assert len(Comparison.read(tmp_path / "out" / "comparison.json").results) == 2
+
+
+def test_what_others_end_is_seen_before_the_next_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the table of the first seed does not wait for those of all others."""
+    words = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--seeds", "2"]
+    progress = compare.Progress(parse_plan(words))
+    runs = [({}, tmp_path / name) for name in ("theirs", "ours", "ours too")]
+    ended: list[str] = []
+
+    def run(options: dict[str, str], folder: Path) -> None:
+        if folder.name == "theirs" and not ended:
+            raise FolderInUseError("theirs")
+        ended.append(folder.name)
+
+    monkeypatch.setattr(progress, "run", run)
+    assert len(list(progress.finish(runs))) == 3
+    assert ended == ["ours", "theirs", "ours too"]
 
 
 def test_what_another_process_trains_is_not_touched(
