@@ -278,7 +278,7 @@ def test_what_another_process_trains_is_not_touched(
     monkeypatch.setattr(compare.time, "sleep", wait)
     assert compare.main(words).arms == ["base", "sam"]
     assert waited == [True, True]
-    assert not (folder / "half").exists()
+    assert (folder / "run.json").exists()
 
 
 def test_a_part_of_published_data_is_said(data: Path, tmp_path: Path) -> None:
