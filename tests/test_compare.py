@@ -175,10 +175,10 @@ def test_arms_share_start_and_batches(
     monkeypatch.setattr(ImageDataset, "__getitem__", noted)
     train = compare.train
 
-    def train_noted(argv: list[str]) -> Any:
+    def train_noted(argv: list[str], **told: Any) -> Any:
         running.append(Path(next(w for w in argv if w.startswith("--output_dir="))).name)
         seen[running[-1]] = []
-        return train(argv)
+        return train(argv, **told)
 
     monkeypatch.setattr(compare, "train", train_noted)
     one_epoch = ["--logging_steps=1", "--num_train_epochs=1", "--arms", "base_2x"]

@@ -1,13 +1,14 @@
 """Images kept in memory: the same pixels, and no more of them than there is room for."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import finetune
-import psutil
 import pytest
 import torch
 from folders import write
-from images import TINY, pictures
+from images import TINY
 from options import parse_options
 
 from hf_sam.vision import ImageDataset, memory, require_memory
@@ -43,10 +44,12 @@ def test_the_estimate_is_what_the_images_take(root: Path) -> None:
     assert (
         memory.bytes_to_keep(images) == memory.bytes_to_keep(images, sample=3) == 12 * 20 * 28 * 4
     )
-    before = psutil.Process().memory_info().rss
-    large = [picture.resize((2000, 2000)) for picture in pictures(8)]
-    grown = psutil.Process().memory_info().rss - before
-    assert grown == pytest.approx(len(large) * 2000 * 2000 * memory.BYTES_PER_PIXEL, rel=0.1)
+    code = "import psutil; from PIL import Image; before = psutil.Process().memory_info().rss\n"
+    code += "kept = [Image.new('RGB', (2000, 2000), (1, 2, 3)) for _ in range(8)]\n"
+    code += "print(psutil.Process().memory_info().rss - before)"  # where no memory lies about freed
+    command = [sys.executable, "-c", code]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown == pytest.approx(8 * 2000 * 2000 * memory.BYTES_PER_PIXEL, rel=0.1)
 
 
 def test_images_beyond_the_memory_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
