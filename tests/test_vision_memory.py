@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import finetune
+import psutil
 import pytest
 import torch
 from folders import write
