@@ -10,6 +10,9 @@ from torch import Tensor, nn
 # torch's kernels change these without counting it in the tensor's version.
 UNCOUNTED = frozenset({"running_mean", "running_var"})
 
+# Buffers of so many entries are worth being watched in place of being copied.
+LARGE = 2**16
+
 Bound = dict[str, Tensor | None]  # a module's buffers by name
 
 
@@ -56,9 +59,9 @@ class Snapshot:
 class Buffers:
     """The buffers of some modules, and copies of them.
 
-    Until `look` has seen a pass, every snapshot copies all buffers. From then on those that the
-    pass has left alone (a mask, a table of positions) are copied again only when torch has counted
-    a change.
+    Until `look` has seen a pass, every snapshot copies all buffers. From then on large ones that
+    the pass has left alone (a mask, a table of positions) are copied again only when torch has
+    counted a change. Small ones always are: a write through `.data` is not counted.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -120,7 +123,7 @@ class Buffers:
         self._now = snapshot.copies
 
     def look(self, before: Snapshot) -> None:
-        """See once which buffers the passes since a snapshot have left alone; waits for the device.
+        """See once which large buffers passes have left alone; waits for the device.
 
         Args:
             before: Their values before the passes.
@@ -129,7 +132,8 @@ class Buffers:
             return
         uncounted = {id(b) for own in self._owners for name, b in own.items() if name in UNCOUNTED}
         for key, copy in before.copies.items():
-            if key not in uncounted and torch.equal(copy.buffer, copy.values):
+            is_watched = copy.values.numel() >= LARGE and key not in uncounted
+            if is_watched and torch.equal(copy.buffer, copy.values):
                 self._still[key] = copy.buffer
         self._is_seen = True
 
