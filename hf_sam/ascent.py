@@ -39,7 +39,6 @@ class Ascent:
         self.fidelity: Tensor | None = None  # (2,) of the first perturbation since it was None
         self._sam, self._gather = sam, gather
         self._moved = None if model is None else perturbed_parameters(model, sam.perturb)
-        self._is_rounded = model is not None and is_low_precision(model.parameters())
         self._is_fidelity_known = False
 
     def take_clean_grad(self, params: Params) -> list[Tensor | None]:
@@ -132,7 +131,7 @@ class Ascent:
 
     def _note_fidelity(self, params: Params, perturbation: Vector) -> None:
         """Note what rounding leaves of a perturbation; at the first one, warn or stop."""
-        if not self._is_rounded or self.fidelity is not None:
+        if self.fidelity is not None or not is_low_precision(params.values()):
             return
         fidelity = perturbation_fidelity(params.values(), perturbation)
         if not self._is_fidelity_known:
