@@ -25,6 +25,9 @@ WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch._dynamo.")
 DEPTH = 3  # of containers and objects within each other
 MOST = 64  # entries of a container that are looked at
 OWN_OF_MODULES = frozenset(vars(nn.Module()))
+SEQUENCES = (list, tuple, deque, set, frozenset)
+CALLABLES = (functools.partial, types.MethodType, types.FunctionType)
+CONTAINERS = (Mapping, *SEQUENCES, *CALLABLES)
 
 
 @dataclass
@@ -95,11 +98,6 @@ class Holders:
     def _visit_all(self, name: str, inner: Mapping[str, Any], seen: set[int], depth: int) -> None:
         for below, value in inner.items():
             self._visit(f"{name}.{below}" if name else below, value, seen, depth=depth - 1)
-
-
-SEQUENCES = (list, tuple, deque, set, frozenset)
-CALLABLES = (functools.partial, types.MethodType, types.FunctionType)
-CONTAINERS = (Mapping, *SEQUENCES, *CALLABLES)
 
 
 def attributes(holder: object) -> dict[str, Any]:

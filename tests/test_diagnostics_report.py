@@ -14,9 +14,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from hf_sam.codec import decode, encode
 from hf_sam.diagnostics import __main__ as command
 from hf_sam.diagnostics import plots
-from hf_sam.diagnostics.codec import decode, encode
 from hf_sam.diagnostics.html import verdict, write_html
 from hf_sam.diagnostics.progress import Progress
 from hf_sam.diagnostics.report import Report

@@ -13,12 +13,12 @@ from measured import MEASUREMENTS, batches, pairs_of_images
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hf_sam.codec import encode
 from hf_sam.diagnostics import (
     hessian,
     measuring,
     sharpness,
 )
-from hf_sam.diagnostics.codec import encode
 from hf_sam.vision import freeze_batch_norm
 
 
