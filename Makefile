@@ -31,11 +31,11 @@ test: $(STAMP) ## run every test but those marked gpu, slow or external, about 1
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 matrix: $(STAMP) ## train every combination beside the reference and write docs/compatibility.md
-	$(PYTHON) tests/matrix.py
+	$(PYTHON) tests/support/matrix.py
 
 cards: $(STAMP) ## write cards, plots and the tables of the documents from model_cards/*.json
-	$(PYTHON) recipes/cards.py model_cards/*.json
-	$(PYTHON) recipes/overview.py model_cards/*.json --out docs/pictures/comparisons.png
+	$(PYTHON) -m hf_sam.comparing.cards model_cards/*.json
+	$(PYTHON) -m hf_sam.comparing.overview model_cards/*.json --out docs/pictures/comparisons.png
 	$(PYTHON) benchmarks/flatness.py
 	$(PYTHON) tests/test_readme.py
 

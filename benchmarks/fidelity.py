@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import compute_perturbation, take_gradients
-from hf_sam.fidelity import perturbation_fidelity
+from hf_sam.ascent.fidelity import perturbation_fidelity
 
 RESULTS = Path(__file__).parent / "fidelity.json"
 MODELS = {"vit_tiny_patch16_224": 5.7, "vit_base_patch16_224": 86.6}  # millions of parameters

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_sam.diagnostics import plots
 from hf_sam.diagnostics.report import RATIO, Report, table
-from hf_sam.interval import Interval
+from hf_sam.reporting.interval import Interval
 
 FOLDER = Path(__file__).parent.parent / "model_cards" / "sharpness"
 

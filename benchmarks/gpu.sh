@@ -102,7 +102,7 @@ pack) pack "${2:-flowers}" ;;
 together) together "${@:2}" ;;
 all)
     begin && unpack
-    stage tests 60 $PYTHON -m pytest -m gpu tests/test_gpu.py
+    stage tests 60 $PYTHON -m pytest -m gpu tests/trainer/test_gpu.py
     stage conformance 100 $PYTHON benchmarks/gpu_conformance.py --output "$OUT/conformance.json"
     stage step_cost 120 $PYTHON benchmarks/step_cost.py --rounds 15 --output "$OUT/step_cost.json"
     flowers lite0 230 --config recipes/oxford_flowers/efficientnet_lite0.yaml --image_size 128 \
@@ -117,7 +117,7 @@ vit)
 smoke)
     export CUDA_VISIBLE_DEVICES="" PROCESSES=2
     begin
-    stage tests 200 $PYTHON -m pytest -m gpu tests/test_gpu.py
+    stage tests 200 $PYTHON -m pytest -m gpu tests/trainer/test_gpu.py
     stage conformance 200 $PYTHON benchmarks/gpu_conformance.py --output "$OUT/conformance.json"
     stage step_cost 200 $PYTHON benchmarks/step_cost.py --tiny --rounds 1 --output "$OUT/step_cost.json"
     rm -rf runs/gpu-smoke

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
 
-TESTS = Path(__file__).parent.parent / "tests"
+TESTS = Path(__file__).parent.parent / "tests" / "support"
 sys.path.insert(0, str(TESTS))
 
-import conftest  # noqa: E402, F401  # no network
+import offline  # noqa: E402, F401  # no network
 from cases import Recorder, build, make_trainer  # noqa: E402
 from observers import fingerprint  # noqa: E402
 from overflows import SCALE, Overflows, scaled  # noqa: E402

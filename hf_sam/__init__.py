@@ -1,11 +1,11 @@
 """Sharpness-Aware Minimization for the Hugging Face Trainer."""
 
-from .buffers import running_stats_kept
+from .ascent.perturbation import compute_perturbation, perturbed, take_gradients
+from .ascent.vectors import NORM_FLOOR
 from .config import SAMArguments, SAMConfig, SAMSeq2SeqConfig
-from .perturbation import compute_perturbation, perturbed, take_gradients
-from .replay import random_state, replayed
+from .step.buffers import running_stats_kept
+from .step.replay import random_state, replayed
 from .trainer import SAMMixin, SAMSeq2SeqTrainer, SAMTrainer
-from .vectors import NORM_FLOOR
 
 __all__ = [
     "NORM_FLOOR",

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from .methods import METHODS, Method, method_of
-from .perturbation import require_valid_ascent
-from .schedule import RHO_SCHEDULES
+from .ascent.methods import METHODS, Method, method_of
+from .ascent.perturbation import require_valid_ascent
+from .ascent.schedule import RHO_SCHEDULES
 
 ASCENT_SCOPES = ("micro_batch", "rank", "global")
 NUMBERS = ("rho", "eta", "perturbation_norm", "ascent_start", "ascent_fraction", "max_overhead")

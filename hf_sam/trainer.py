@@ -11,30 +11,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer
 
-from .ascent import Ascent
+from .ascent.perturbation import gradients_set_aside, perturbed, put_gradients, take_gradients
+from .ascent.schedule import AscentSchedule
+from .backends.distributed import before_clean_pass, is_sharded, leave_buffers_alone, on_shards
 from .config import SAMArguments
-from .distributed import before_clean_pass, is_sharded, leave_buffers_alone, on_shards
-from .inputs import copied
-from .loss_scale import loss_scale
-from .memory_file import load_memory, save_memory
-from .model_card import add_sam_to_card
-from .overhead import Overhead
-from .parts import Parts, Walk
-from .perturbation import gradients_set_aside, perturbed, put_gradients, take_gradients
-from .planning import planned_schedule
-from .replay import replayed
-from .schedule import AscentSchedule
-from .share import share_of
-from .step_log import StepLog
-from .support import (
+from .reporting.model_card import add_sam_to_card
+from .step.ascent import Ascent
+from .step.checks import (
     base_optimizer,
     check_backend,
     check_model,
     leave_evaluation,
     require_called,
 )
-from .watch import Watch
-from .window import MicroBatch, Window, last_alone
+from .step.inputs import copied
+from .step.loss_scale import loss_scale
+from .step.memory_file import load_memory, save_memory
+from .step.overhead import Overhead
+from .step.parts import Parts, Walk
+from .step.planning import planned_schedule
+from .step.replay import replayed
+from .step.share import share_of
+from .step.step_log import StepLog
+from .step.watch import Watch
+from .step.window import MicroBatch, Window, last_alone
 
 if TYPE_CHECKING:
     from transformers import Trainer as AnyTrainer  # what the mixin is mixed into

@@ -1,13 +1,8 @@
-"""No test reaches the network, and none leaves anything in the user's caches."""
+"""No test reaches the network, and garbage of all imports is not collected at each training."""
 
 import gc
-import os
-import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
-if "PYTEST_XDIST_WORKER" in os.environ:  # the other worker has the other core
-    os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_sam-tests-")
+import offline  # noqa: F401  # before anything imports huggingface_hub
 
 
 def pytest_collection_finish() -> None:

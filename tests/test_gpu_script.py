@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from places import ROOT
 
 
 def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:

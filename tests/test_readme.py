@@ -13,16 +13,14 @@ from pathlib import Path
 
 import pytest
 
-for folder in ("recipes", "benchmarks"):  # run as a script too
-    sys.path.insert(0, str(Path(__file__).parent.parent / folder))
-import cards  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))  # run as a script too
 import flatness  # noqa: E402
-import overview  # noqa: E402
 import step_cost  # noqa: E402
-from comparison import BASELINES, Comparison, comparison_table  # noqa: E402
 
 from hf_sam import SAMArguments  # noqa: E402
-from hf_sam.interval import Interval  # noqa: E402
+from hf_sam.comparing import cards, overview  # noqa: E402
+from hf_sam.comparing.comparison import BASELINES, Comparison, comparison_table  # noqa: E402
+from hf_sam.reporting.interval import Interval  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -241,10 +239,9 @@ def test_code_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_named_options_exist() -> None:
-    from options import parse_options
-    from plan import command_line_parser
-
+    from hf_sam.comparing.plan import command_line_parser
     from hf_sam.diagnostics.__main__ import command_line as diagnostics_command_line
+    from hf_sam.finetuning.options import parse_options
 
     readme = README.read_text()
     known = {option for option in re.findall(r"--[a-z_]+", readme)} - {"--config"}

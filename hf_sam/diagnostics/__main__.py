@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..commands import last_part, shown_command
-from ..model_card import add_sharpness_to_card, versions
+from ..reporting.commands import last_part, shown_command
+from ..reporting.model_card import add_sharpness_to_card, versions
 from ..vision import BadImageError, Splits
 from .card import card_section
 from .checks import WRITTEN, fitting_m, require_usable
@@ -198,7 +198,7 @@ def command_line() -> ArgumentParser:
     add("--eval_split", help="split whose error is measured; unset: test or validation")
     add("--image_column", help="column of the images")
     add("--label_column", help="column of the labels")
-    add("--max_train_samples", type=int, help="draw from what finetune.py took with this seed")
+    add("--max_train_samples", type=int, help="draw from what hf-sam finetune took with this seed")
     add("--examples", type=int, default=128, help="images whose loss is measured, drawn at random")
     add("--max_eval_samples", type=int, default=2000, help="images for the error, at most")
     add("--batch_size", type=int, default=32, help="images at a time: fewer take less memory")

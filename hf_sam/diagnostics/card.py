@@ -1,7 +1,7 @@
 """The section "How sharp" of a model's card."""
 
-from .. import markdown
-from ..markdown import Markdown, code
+from ..reporting import markdown
+from ..reporting.markdown import Markdown, code
 from .report import Portrait, Report, table
 from .verdict import outcome
 

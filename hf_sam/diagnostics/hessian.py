@@ -12,7 +12,7 @@ from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..interval import Interval
+from ..reporting.interval import Interval
 from .directions import gaussians, signs
 from .lanczos import Vector, lanczos
 from .loss import LossFunction, model_loss

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ..markdown import TEMPLATES
+from ..reporting.markdown import TEMPLATES
 from . import plots
 from .report import Report, table
 from .rho_scan import RhoScan

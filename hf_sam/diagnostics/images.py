@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..json_files import read_json
+from ..reporting.json_files import read_json
 from ..vision import (
     EVAL_SPLITS,
     Classifier,
@@ -31,7 +31,7 @@ from ..vision import (
 )
 from .report import require_shown
 
-RECORD, CONFIG = "run.json", "config.json"  # what finetune.py leaves beside a model
+RECORD, CONFIG = "run.json", "config.json"  # what hf-sam finetune leaves beside a model
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
-from ..buffers import Buffers
-from ..replay import random_state, seeded, set_random_state
+from ..step.buffers import Buffers
+from ..step.replay import random_state, seeded, set_random_state
 from .batches import collect
 from .loss import LossFunction, model_loss
 from .objective import Objective

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
-from ..replay import RandomState, random_state, replayed
+from ..step.replay import RandomState, random_state, replayed
 from .batches import Part, shares
 from .loss import HeldLoss, LossFunction
 from .second_derivative import hessian_product

@@ -8,9 +8,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from ..codec import decode, encode
-from ..interval import Interval
-from ..json_files import read_json, write_json
+from ..reporting.codec import decode, encode
+from ..reporting.interval import Interval
+from ..reporting.json_files import read_json, write_json
 from .hessian import Hessian, hessian
 from .landscape import Landscape, landscape
 from .rho_scan import RHOS, RhoScan, rho_scan

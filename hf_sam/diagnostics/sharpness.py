@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..interval import Interval
-from ..perturbation import compute_perturbation
+from ..ascent.perturbation import compute_perturbation
+from ..reporting.interval import Interval
 from .batches import groups_of
 from .directions import gaussians, norm
 from .loss import LossFunction, model_loss

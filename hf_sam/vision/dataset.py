@@ -11,7 +11,7 @@ from PIL.Image import Image as PILImage
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..replay import seeded
+from ..step.replay import seeded
 from .decoding import MAX_IMAGE_PIXELS, BadImageError, decode, name_of
 
 Transform = Callable[[PILImage], Tensor]  # RGB image -> (3, height, width)

@@ -1,0 +1,60 @@
+"""Which images settings are chosen on: a tenth of the training images, or a split of the data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..finetuning.fields import DataOptions
+from ..finetuning.loading import eval_split_of, find_splits, task_of
+
+HELD_OUT = "0.1"  # of the training images, as in section 3.1 of arXiv 2010.01412
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """The options by which a run that settings are chosen by differs from one that is measured."""
+
+    trial: Mapping[str, str]
+    final: Mapping[str, str]
+
+    @classmethod
+    def on(cls, split: str | None, data: DataOptions) -> "Choosing":
+        """Choose on a split of the data and then train on it too; None: on a tenth held out."""
+        if split is None:
+            return cls(trial={"holdout": HELD_OUT}, final={})
+        chosen_on, trained_on = split.split("+"), task_of(data).train_split.split("+")
+        rest = [part for part in trained_on if part not in chosen_on]
+        if not rest:
+            raise ValueError(
+                f"`sweep_split` must leave something to train on, got {split}, which is all of "
+                "`train_split`: name the split that is for choosing settings."
+            )
+        return cls(
+            trial={"train_split": "+".join(rest), "eval_split": split},
+            final={"train_split": "+".join(dict.fromkeys([*trained_on, *chosen_on]))},
+        )
+
+
+def require_split_for_choosing(split: str, data: DataOptions) -> None:
+    """Look whether settings can be chosen on a split.
+
+    Raises:
+        ValueError: If the data have no such split, or results are measured on it.
+    """
+    task = task_of(data)
+    found = find_splits(data, task)
+    chosen_on, measured_on = split.split("+"), eval_split_of(task, found)
+    if missing := [part for part in chosen_on if part not in found]:
+        raise ValueError(
+            f"`sweep_split` must be a split of the data, got {missing[0]}: there are "
+            f"{_listed(found)}. Leave it out to choose on a tenth of the training images."
+        )
+    if shared := set(chosen_on) & set(measured_on.split("+")):
+        others = [name for name in found if name not in shared]
+        raise ValueError(
+            f"`sweep_split` must not be the split that results are measured on, got {split}: pass "
+            f"another one of {_listed(others)}, or another `--eval_split`."
+        )
+
+
+def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,256 @@
+"""What a comparison trains: arms, the grid their settings are chosen from, seeds."""
+
+import dataclasses
+import itertools
+import re
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import SAMArguments, SAMConfig
+from ..finetuning.fields import DataOptions, ModelOptions
+from ..finetuning.options import parse_options
+from ..reporting.model_card import without_tokens
+from ..step.planning import passes_per_step
+from .choosing import Choosing
+
+HELP = """\
+Each arm is trained with every seed, from the same start, on the same images in the same order:
+
+  base      the base optimizer
+  base_2x   the base optimizer at twice the epochs: as many gradient evaluations as SAM
+  sam       SAM
+
+All other options are those of hf-sam finetune and hold for every arm. Finished runs are skipped,
+and an unfinished one goes on from its last checkpoint: type the same command again.
+"""
+# Options that the plan sets, or that are the same for all arms; the last ones by their beginnings.
+OF_THE_PLAN = ("seed", "data_seed", "holdout", "resume_from_checkpoint", "load_best_model_at_end")
+COMMON = (
+    *(*OF_THE_PLAN, "config", "output_dir", "dataset", "data_dir", "max_eval_samples", "eval_"),
+    *("push_to_hub", "hub_", "print_config"),
+)
+LENGTH = ("num_train_epochs", "max_steps")
+SAM_FIELDS = {field.name for field in dataclasses.fields(SAMArguments)}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, by the options in which it differs from the common ones."""
+
+    name: str
+    options: Mapping[str, str]
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asks for."""
+
+    common: Sequence[str]  # words for hf-sam finetune
+    args: SAMConfig  # of the common words
+    arms: Sequence[Arm]
+    grid: Mapping[tuple[str, str], Sequence[str]]  # by arm ("" for all) and option that is swept
+    seeds: Sequence[int]
+    sweep_seeds: Sequence[int]  # of the runs that settings are chosen by
+    sweep_split: str | None  # that settings are chosen on; None: a tenth of the training images
+    choosing: Choosing
+    output_dir: Path
+
+    def has_sam(self, options: Mapping[str, str]) -> bool:
+        """Whether a run with these options perturbs at all."""
+        return self.parsed(options)[2].rho > 0
+
+    def parsed(self, options: Mapping[str, str]) -> tuple[DataOptions, ModelOptions, SAMConfig]:
+        """Return what a run with these options comes to."""
+        return parse_options(self.words(options))
+
+    def trials(self, arm: Arm) -> list[dict[str, str]]:
+        """Return the points of the grid that concern an arm; none if there is nothing to choose."""
+        grid: dict[str, Sequence[str]] = {}
+        for whose in ("", arm.name):  # an arm's own values take the place of the common ones
+            grid |= {name: values for (of, name), values in self.grid.items() if of == whose}
+        names = [name for name in grid if name not in arm.options]
+        if not self.has_sam(arm.options):
+            names = [name for name in names if name not in SAM_FIELDS]
+        points = itertools.product(*(grid[name] for name in names))
+        return [dict(zip(names, point, strict=True)) for point in points] if names else []
+
+    @property
+    def sweep(self) -> list[tuple[str, dict[str, str], int]]:
+        """Arm, settings and seed of each run that settings are chosen by."""
+        return [
+            (arm.name, {**arm.options, **point}, seed)
+            for arm in self.arms
+            for point in self.trials(arm)
+            for seed in self.sweep_seeds
+        ]
+
+    def words(self, options: Mapping[str, str]) -> list[str]:
+        """Return the words of a run for hf-sam finetune; the last to say an option wins."""
+        return [*self.common, *(f"--{name}={value}" for name, value in options.items())]
+
+    def cost(self, options: Mapping[str, str]) -> float:
+        """Return a run's gradient evaluations in units of the base optimizer's, about."""
+        args = self.parsed(options)[2]
+        length = LENGTH[self.args.max_steps > 0]
+        return passes_per_step(args) * getattr(args, length) / getattr(self.args, length)
+
+
+def parse_plan(argv: Sequence[str]) -> Plan:
+    """Read the plan from the words of a command line.
+
+    Raises:
+        ValueError: Saying rule, value and remedy.
+    """
+    own, common = command_line_parser().parse_known_args(argv)
+    if "--print_config" in common:
+        raise ValueError("`print_config` is hf-sam finetune's: leave it out.")
+    for name in ("seeds", "sweep_seeds"):
+        if (value := getattr(own, name)) < 1:
+            raise ValueError(f"`{name}` must be >= 1, got {value}: 5 seeds are the paper's.")
+    data, _, args = parse_options([*common, f"--output_dir={own.output_dir or 'runs/compare'}"])
+    if args.rho == 0:
+        raise ValueError("`rho` must be > 0 here: the arms base and base_2x are without SAM.")
+    for name in OF_THE_PLAN:
+        value = getattr(data if name == "holdout" else args, name)
+        if value != (SAMConfig.seed if name == "seed" else None) and value is not False:
+            raise ValueError(
+                f"`{name}` is set by the plan, for each run: leave it out, of the `--config` too."
+            )
+    if min(args.num_train_epochs, abs(args.max_steps)) <= 0:
+        raise ValueError(f"`num_train_epochs` must be > 0, got {args.num_train_epochs}.")
+    if own.sweep_split and not own.sweep:
+        raise ValueError("`sweep_split` has no effect without `--sweep`: leave it out.")
+    name = Path(data.dataset or data.data_dir or "digits").name
+    arms = _arms(own, args)
+    plan = Plan(
+        common=common,
+        args=args,
+        arms=arms,
+        grid=_grid(own.sweep, arms),
+        seeds=range(own.first_seed, own.first_seed + own.seeds),
+        sweep_seeds=range(own.first_seed, own.first_seed + own.sweep_seeds),
+        sweep_split=own.sweep_split,
+        choosing=Choosing.on(own.sweep_split, data),
+        output_dir=Path(own.output_dir or f"runs/compare-{name}"),
+    )
+    for options in [*(arm.options for arm in plan.arms), *(run[1] for run in plan.sweep)]:
+        if own.sweep_split and "train_split" in options:
+            raise ValueError(
+                "`train_split` must be the same for all arms with `sweep_split`: give it as "
+                "--train_split, or leave it out."
+            )
+        plan.parsed(options)  # a mistake is said before hours of training
+    return plan
+
+
+def command_line_parser() -> ArgumentParser:
+    """Return the parser of what `hf-sam compare` takes beyond the options of `hf-sam finetune`."""
+    parser = ArgumentParser(
+        "hf-sam compare",
+        usage="hf-sam compare [--seeds N] [--sweep NAME=VALUE,VALUE ...] [--option value ...]",
+        description=HELP,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="Number of seeds, 0 and up.")
+    parser.add_argument("--first_seed", type=int, default=0, help="The first seed.")
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE,VALUE",
+        help="Choose each arm's settings from the grid of these values: by the error on a tenth of "
+        "the training images, which the run does not train on. ARM:NAME=VALUE is for one arm.",
+    )
+    parser.add_argument(
+        "--sweep_seeds",
+        type=int,
+        default=1,
+        help="Choose by the mean over this many seeds, each with a tenth of its own. A tenth of "
+        "few images says little: 150 of them leave a standard error of 4 points.",
+    )
+    parser.add_argument(
+        "--sweep_split",
+        metavar="SPLIT",
+        help="Choose on this split of the data (validation) instead, without training on it; the "
+        "runs that are measured train on it too. With --label_noise its labels are right in the "
+        "first and noisy in the second.",
+    )
+    parser.add_argument(
+        "--arm",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "OPTION=VALUE"),
+        help="One more arm, with options of its own: --arm asam adaptive=true rho=0.5. The name "
+        "of a standard arm gives that one options. seeds=3 trains it with the first three only.",
+    )
+    parser.add_argument(
+        "--arms", nargs="+", action="extend", metavar="NAME", help="Train only these arms."
+    )
+    parser.add_argument("--output_dir", help="Where runs and results go.")
+    return parser
+
+
+def _arms(own: Namespace, args: SAMConfig) -> list[Arm]:
+    twice = {"num_train_epochs": f"{2 * args.num_train_epochs:g}"}
+    if args.max_steps > 0:
+        twice = {"max_steps": str(2 * args.max_steps)}
+    arms: dict[str, dict[str, str]] = {"base": {"rho": "0"}, "base_2x": {"rho": "0"} | twice}
+    arms["sam"] = {}
+    for name, *options in own.arm:
+        if not re.fullmatch(r"\w[\w.-]*", name) or not options:
+            raise ValueError(
+                f"`--arm` must have a name of letters and digits and options after it, got {name!r}"
+                f" and {options}: --arm asam adaptive=true rho=0.5."
+            )
+        arms[name] = arms.get(name, {}) | dict(_option(option) for option in options)
+    (without_effect,) = set(LENGTH) - set(twice)
+    if any(without_effect in options for options in arms.values()):
+        raise ValueError(f"`{without_effect}` has no effect here: the arms' length is {twice}.")
+    wanted = own.arms or list(arms)
+    if unknown := [name for name in wanted if name not in arms]:
+        raise ValueError(f"`arms` must be of {', '.join(arms)}, got {unknown[0]}: see `--arm`.")
+    return [_arm(name, arms[name], own) for name in arms if name in wanted]
+
+
+def _arm(name: str, options: dict[str, str], own: Namespace) -> Arm:
+    seeds = options.pop("seeds", str(own.seeds))
+    if not seeds.isdecimal() or not 1 <= int(seeds) <= own.seeds:
+        raise ValueError(
+            f"`seeds` of the arm {name} must be from 1 to {own.seeds}, got {seeds}: `--seeds` is "
+            "for all arms."
+        )
+    return Arm(name, options, range(own.first_seed, own.first_seed + int(seeds)))
+
+
+def _grid(points: Sequence[str], arms: Sequence[Arm]) -> dict[tuple[str, str], list[str]]:
+    grid: dict[tuple[str, str], list[str]] = {}
+    for point in points:
+        of, _, rest = point.rpartition(":") if ":" in point.partition("=")[0] else ("", "", point)
+        name, values = _option(rest)
+        if of and of not in [arm.name for arm in arms]:
+            raise ValueError(f"`--sweep` must name an arm before the colon, got {of}: see `--arm`.")
+        if (of, name) in grid or name in LENGTH:
+            raise ValueError(
+                f"`--sweep` must name each option once, and not {' or '.join(LENGTH)}, got {name}: "
+                "arms of another length are `--arm long num_train_epochs=30`."
+            )
+        grid[of, name] = values.split(",")
+    return grid
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value) or "/" in value:
+        shown = without_tokens([text])[0]
+        raise ValueError(f"settings must be written NAME=VALUE, without slashes, got {shown}.")
+    if name.startswith(COMMON) and name != "seeds":
+        raise ValueError(
+            f"`{name}` is the same for all arms: give it as --{name}, or leave it out."
+        )
+    return name, value

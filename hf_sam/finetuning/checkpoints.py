@@ -1,0 +1,157 @@
+"""Which checkpoint to go on from, and whether it fits: nothing already written is lost."""
+
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, TrainerState
+from transformers.utils import logging
+
+from .. import SAMConfig
+from .folder import OPTIONS, RECORD
+
+logger = logging.get_logger("finetune")
+OUTPUTS = (RECORD, "all_results.json", "config.json", "model.safetensors", "README.md")
+
+
+def find_checkpoint(args: SAMConfig) -> str | None:
+    """Return the checkpoint that `--resume_from_checkpoint` means.
+
+    Raises:
+        ValueError: If there is none, if its run has ended, or if without resuming something in the
+            output folder would be overwritten.
+    """
+    output_dir = Path(args.output_dir)
+    wanted = args.resume_from_checkpoint
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"`output_dir` must be a folder, got the file {str(output_dir)!r}.")
+    if wanted in (None, "False", "false"):
+        _require_free(output_dir)
+        return None
+    checkpoint = last_complete(output_dir) if wanted in ("last", "True", "true") else Path(wanted)
+    if checkpoint is None:
+        raise ValueError(
+            f"`--resume_from_checkpoint {wanted}` needs a checkpoint in {str(output_dir)!r}, and "
+            f"there is none{_half_written(output_dir)}: "
+            + (
+                "pass the checkpoint's folder, or another `--output_dir` for a new run."
+                if _is_taken(output_dir)
+                else "leave the option out, and the run begins anew."
+            )
+        )
+    state = _state_of(checkpoint)
+    if isinstance(state, str):
+        raise ValueError(
+            "`--resume_from_checkpoint` must be a checkpoint folder of the Trainer, or last, got "
+            f"{wanted!r}: it has no trainer_state.json that can be read ({state}). Pass another."
+        )
+    longer = args.num_train_epochs > state.num_train_epochs
+    if args.max_steps > 0:
+        longer = args.max_steps > state.max_steps
+    is_whole = state.global_step >= state.max_steps and not longer
+    if is_whole and (output_dir / RECORD).exists():  # else it ended before its evaluation
+        raise ValueError(
+            f"the run in {str(output_dir)!r} has ended, at step {state.global_step}: train it "
+            "for longer (`--num_train_epochs`), or pass another `--output_dir` for a new run."
+        )
+    logger.warning(
+        f"resuming from {checkpoint}, step {state.global_step}{_half_written(output_dir)}"
+    )
+    return str(checkpoint)
+
+
+def last_complete(output_dir: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, if there is one."""
+    return max(whole_checkpoints(output_dir), key=_step, default=None)
+
+
+def whole_checkpoints(output_dir: Path) -> list[Path]:
+    """Return the checkpoints that were written to their end: the state is written last."""
+    return [path for path in _checkpoints(output_dir) if not isinstance(_state_of(path), str)]
+
+
+def how_to_go_on(output_dir: Path) -> str:
+    """Say what to type when the cause of an interruption is gone."""
+    if (last := last_complete(output_dir)) is None:
+        return "no checkpoint is whole yet, so the same command begins anew."
+    return f"the same command with `--resume_from_checkpoint last` goes on from {last.name}."
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    found = output_dir.glob("checkpoint-*")
+    return [p for p in found if re.fullmatch("checkpoint-[0-9]+", p.name) and p.is_dir()]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _half_written(output_dir: Path) -> str:
+    """Name the checkpoints that are passed over."""
+    passed_over = set(_checkpoints(output_dir)) - set(whole_checkpoints(output_dir))
+    names = ", ".join(path.name for path in sorted(passed_over, key=_step))
+    return f" (not written to the end, and passed over: {names})" if names else ""
+
+
+def _state_of(checkpoint: Path) -> TrainerState | str:
+    """Return the Trainer's state, or why it cannot be had: cut by a kill or a full disk, edited."""
+    try:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        for value in (state.global_step, state.max_steps, state.num_train_epochs):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{value!r} for a number")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return state
+
+
+def _require_free(output_dir: Path) -> None:
+    """Raise a ValueError if a new run would overwrite something."""
+    rule = f"`output_dir` must not hold an earlier run or a model, got {str(output_dir)!r}"
+    if (last := last_complete(output_dir)) is not None:
+        raise ValueError(
+            f"{rule}: pass `--resume_from_checkpoint last` to go on with it from {last.name}, or "
+            "another `--output_dir`."
+        )
+    if _is_taken(output_dir):
+        raise ValueError(
+            f"{rule}: pass another `--output_dir`, or remove that folder (it has no whole "
+            "checkpoint that `--resume_from_checkpoint last` could go on from)."
+        )
+
+
+def _is_taken(output_dir: Path) -> bool:
+    """Whether there is more than what a run of ours has left that ended before a checkpoint."""
+    if (output_dir / OPTIONS).exists() and not (output_dir / RECORD).exists():
+        return False
+    return bool(_checkpoints(output_dir)) or any((output_dir / n).exists() for n in OUTPUTS)
+
+
+def require_fitting(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Raise a ValueError if the checkpoint's tensors are not those of the timm model.
+
+    Models of transformers itself may be saved under other names: those are left to the Trainer, and
+    so are sharded checkpoints.
+    """
+    weights = checkpoint / "model.safetensors"
+    if model.config.model_type != "timm_wrapper" or not weights.is_file():
+        return
+    try:
+        with safe_open(weights, framework="pt") as file:
+            given = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"checkpoint {str(weights)!r} is damaged: {error}. Remove the folder it is in, to go "
+            "on from an earlier one."
+        ) from error
+    prefix = "timm_model."
+    own = {n.removeprefix(prefix): tuple(t.shape) for n, t in model.state_dict().items()}
+    given = {name.removeprefix(prefix): shape for name, shape in given.items()}
+    differing = sorted(n for n in own.keys() | given.keys() if own.get(n) != given.get(n))
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} must fit the model, got {name} of shape "
+            f"{given.get(name, 'none')} for {own.get(name, 'none')}: pass the `--model`, data and "
+            "`--model_kwargs` that it was written with."
+        )

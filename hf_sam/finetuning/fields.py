@@ -1,0 +1,250 @@
+"""The options beyond the Trainer's: which images, which network, which batches."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import SAMConfig
+from ..vision import MAX_IMAGE_PIXELS, require_rgb
+from .suggestions import alike
+from .tasks import TASKS
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # owner/name
+
+
+def option(text: str, default: Any = None) -> Any:
+    """Declare an option with its help."""
+    return field(default=default, metadata={"help": text})
+
+
+def is_path(dataset: str) -> bool:
+    """Whether the name of a data set is a file or folder here, or can be nothing else."""
+    path = Path(dataset).expanduser()
+    is_written_so = dataset.startswith(("~", ".")) or path.is_absolute() or "\\" in dataset
+    return path.exists() or is_written_so or ("/" in dataset and not HUB_ID.fullmatch(dataset))
+
+
+@dataclass
+class DataOptions:
+    """Which images, and how they are cropped and augmented."""
+
+    dataset: str | None = option(
+        f"A known data set ({', '.join(TASKS)}), or owner/name of any other on the Hub. Unset, it "
+        "is digits, or what --data_dir holds."
+    )
+    data_dir: str | None = option(
+        "Read parquet files (train.parquet, ...) or an image folder (train/<class>/<image>) from "
+        "here instead of the Hub. With --holdout, <class>/<image> will do."
+    )
+    train_split: str | None = option(
+        "Split to train on; join several as train+validation. In --data_dir it may be any folder "
+        "that holds the folders of the classes."
+    )
+    eval_split: str | None = option("Split to measure on; as --train_split.")
+    image_column: str | None = option("Column of the images.")
+    label_column: str | None = option("Column of the labels: class labels, strings or integers.")
+    max_train_samples: int | None = option("Train on a random sample of this many examples.")
+    max_eval_samples: int | None = option(
+        "Measure on a random sample of this many examples, the same for all seeds."
+    )
+    skip_bad_images: bool = option(
+        "Leave out images that cannot be decoded, and count them.", False
+    )
+    max_image_pixels: int = option(
+        "Refuse images of more pixels than this, as Pillow warns of: a small file can hold more "
+        "than the memory does.",
+        MAX_IMAGE_PIXELS,
+    )
+    crop_scale: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Least and most share of the area that a training crop covers. Unset, it is "
+            "0.08 1, the paper's ImageNet preprocessing (digits: 0.7 1).",
+        },
+    )
+    horizontal_flip: float | None = option(
+        "Probability that a training image is mirrored. Unset, it is 0.5 (digits: 0)."
+    )
+    squash: bool = option(
+        "Resize images of any shape to the square, whole and distorted, instead of cutting their "
+        "ends off; a training crop is one of the squashed image. For things that fill their "
+        "image, as cropped cars do.",
+        False,
+    )
+    auto_augment: str | None = option(
+        "An augmentation policy: cifar10 for AutoAugment's of that data set, or timm's name of "
+        "one: original for AutoAugment's of ImageNet, rand-m9-mstd0.5 for RandAugment."
+    )
+    crop_padding: int | None = option(
+        "Resize to the image size, pad by this many pixels and crop, in place of the resized crop: "
+        "4 is usual for CIFAR from scratch."
+    )
+    cutout: int | None = option(
+        "Blank a square of this many pixels a side in each training image: 16 is usual for "
+        "CIFAR-10."
+    )
+    mixup: float = option(
+        "Mix pairs of images with a weight from Beta(mixup, mixup); 0 is off.", 0.0
+    )
+    label_noise: float = option(
+        "Give this share of the training images another label, drawn uniformly and by --seed.", 0.0
+    )
+    holdout: float | None = option(
+        "Measure on this share of the training images, held out of training by --seed, and leave "
+        "the evaluation split alone: for choosing settings. The paper holds out 0.1. With "
+        "--label_noise it has wrong labels too, as a user's own held-out images would."
+    )
+    cache_images: bool = option(
+        "Decode each training image once and keep it in memory, of each worker process: in full, "
+        "as crops are cut from it, or with --crop_padding at the image size. What that takes is "
+        "estimated first, and refused where the memory does not suffice.",
+        False,
+    )
+
+    def __post_init__(self) -> None:
+        """Check what needs no data."""
+        unknown = None if self.dataset in TASKS else self.dataset
+        if unknown is not None and not self.data_dir and is_path(unknown):
+            raise ValueError(
+                f"`dataset` must be a data set's name, got the path {self.dataset!r}: "
+                f"pass `--data_dir {self.dataset}`."
+            )
+        if unknown is not None and ("/" not in unknown or self.data_dir):
+            raise ValueError(
+                f"`dataset` must be one of {', '.join(TASKS)}, or owner/name on the Hub, got "
+                f"{self.dataset!r}"
+                + (": leave it out beside `data_dir`." if self.data_dir else _meant(self.dataset))
+            )
+        if self.dataset == "digits" and self.data_dir:
+            raise ValueError("`data_dir` must not go with digits, which is bundled: leave one out.")
+        for name in ("max_train_samples", "max_eval_samples", "max_image_pixels"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {value}.")
+        scale = self.crop_scale
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise ValueError(
+                f"`crop_scale` must be two shares, 0 < least <= most <= 1, got {scale}."
+            )
+        if not 0 <= (self.horizontal_flip or 0) <= 1:
+            raise ValueError(f"`horizontal_flip` must be in [0, 1], got {self.horizontal_flip}.")
+        if not (math.isfinite(self.mixup) and self.mixup >= 0):
+            raise ValueError(f"`mixup` must be >= 0, got {self.mixup}: 0 is off, 0.2 usual.")
+        if not 0 <= self.label_noise <= 1:
+            raise ValueError(f"`label_noise` must be in [0, 1], got {self.label_noise}.")
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise ValueError(f"`holdout` must be a share, 0 < holdout < 1, got {self.holdout}.")
+        for name in ("crop_padding", "cutout"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {value}: leave it out for none.")
+        if self.crop_padding and self.crop_scale:
+            raise ValueError("`crop_padding` and `crop_scale` exclude each other: leave one out.")
+
+
+def _meant(dataset: str | None) -> str:
+    found = alike(str(dataset), TASKS)
+    return f": did you mean {' or '.join(found)}?" if found else "."
+
+
+@dataclass
+class BatchOptions:
+    """How many images a step takes, and how many share one perturbation."""
+
+    batch_size: int | None = option(
+        "Images of one optimizer step, over all devices; sets the accumulation that makes it so. "
+        "Unset, it is what the Trainer's own options make it."
+    )
+    m: int | None = option(
+        "m of m-sharpness: images that share one perturbation, which is a device's micro-batch "
+        "(--per_device_train_batch_size). The images of a step stay as many as without it. Unless "
+        "frozen (--freeze_batch_norm), BatchNorm has batches of m then, too."
+    )
+
+    def apply(self, args: SAMConfig) -> None:
+        """Set micro-batch and accumulation.
+
+        Raises:
+            ValueError: If the batch is not a whole number of micro-batches on each device.
+        """
+        for name in ("batch_size", "m"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {value}.")
+        micro_batch = self.m or args.per_device_train_batch_size
+        accumulation = args.gradient_accumulation_steps
+        if self.batch_size is not None and accumulation != 1:
+            raise ValueError(
+                "`batch_size` and `gradient_accumulation_steps` exclude each other: leave one out."
+            )
+        if self.m is not None and args.ascent_scope not in (None, "micro_batch"):
+            raise ValueError(
+                f"`m` goes with `ascent_scope` micro_batch, got {args.ascent_scope}: leave one out."
+            )
+        batch = self.batch_size or args.per_device_train_batch_size * accumulation * args.world_size
+        if batch % (micro_batch * args.world_size):
+            raise ValueError(
+                f"`batch_size` must be a multiple of {micro_batch} images on each of "
+                f"{args.world_size} devices, got {batch}: change `per_device_train_batch_size` "
+                "or `m`."
+            )
+        args.per_device_train_batch_size = micro_batch
+        args.gradient_accumulation_steps = batch // (micro_batch * args.world_size)
+
+
+@dataclass
+class ModelOptions:
+    """Which network, with which weights."""
+
+    model: str | None = option(
+        "A timm name (resnet18, timm/resnet18.a1_in1k), an image classifier on the Hub, or a local "
+        "folder. Unset, it is the data set's own."
+    )
+    weights: str | None = option(
+        "Load this safetensors file into the model; nothing is fetched. The head may be missing."
+    )
+    init_scratch: bool = option("Use no pretrained weights.", False)
+    model_kwargs: str | None = option(
+        'JSON for timm.create_model: \'{"drop_path_rate": 0.1, "pad_type": "same"}\'.'
+    )
+    image_size: int | None = option("Height and width in pixels, instead of the model's own.")
+    mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of the normalisation, three values in [0, 1]."}
+    )
+    std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of the normalisation, three values."}
+    )
+    freeze_batch_norm: bool = option(
+        "Use BatchNorm's statistics as at test time, as the paper's fine-tuning does.", False
+    )
+    channels_last: bool = option(
+        "Keep images channels-last in memory, which is faster for convolutions on CPU and GPU.",
+        True,
+    )
+
+    def __post_init__(self) -> None:
+        """Check what needs no model."""
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and not (len(value) == 3 and all(map(math.isfinite, value))):
+                raise ValueError(f"`{name}` must be three values (red, green, blue), got {value}.")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"`std` must be > 0, got {self.std}.")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"`image_size` must be >= 1, got {self.image_size}.")
+        self.parsed_kwargs()
+
+    def parsed_kwargs(self) -> dict[str, Any]:
+        """Return `model_kwargs` as a dictionary."""
+        try:
+            kwargs = json.loads(self.model_kwargs or "{}")
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(
+                f"`model_kwargs` must be JSON, got {str(self.model_kwargs)[:200]!r}: {error}."
+            ) from error
+        if not isinstance(kwargs, dict):
+            raise ValueError(
+                f'`model_kwargs` must be a JSON object {{"name": value}}, got {kwargs}.'
+            )
+        require_rgb(kwargs)
+        return kwargs

@@ -1,0 +1,191 @@
+"""One run's output folder: whose it is, whether it has ended, and nobody else's meanwhile."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .. import SAMConfig
+from ..reporting.json_files import read_json, write_json
+from ..reporting.model_card import RunRecord
+from .fields import DataOptions, ModelOptions
+from .resolved import data_values, model_values, training_values
+
+OPTIONS, RECORD = "options.json", "run.json"
+LOCK = ".lock"  # in the folder itself: the same file whichever path leads there, for all users
+HALF_WRITTEN = "options.*.tmp"  # by `write_json`, when it is killed
+LENGTH = ("num_train_epochs", "max_steps")  # a run may be made longer
+# What a run did before there was an option to ask for something else.
+UNSET = {f.name: f.default for kind in (DataOptions, ModelOptions) for f in fields(kind)}
+AGAIN = "restore it, or remove the folder it is in and train anew"
+# Beginnings of the names of options that do not change what is trained.
+ASIDE = (
+    *("output_dir", "resume", "push", "hub", "logging", "disable_tqdm", "report_to", "run_name"),
+    *("save", "eval_strategy", "eval_steps", "dataloader", "restore"),
+)
+
+
+def asked(data: DataOptions, model: ModelOptions, args: SAMConfig) -> dict[str, Any]:
+    """Return all options that decide what is trained, as JSON has them."""
+    values = data_values(data) | model_values(data, model) | training_values(args)
+    chosen = {n: v for n, v in values.items() if v is not None and not n.startswith(ASIDE)}
+    return json.loads(json.dumps(chosen | {"devices": args.world_size}, default=str))
+
+
+class FolderInUseError(ValueError):
+    """Another process is training in a folder."""
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it for one process; one that is killed lets go as well.
+
+    What was made for a run that has left nothing in it is removed again.
+
+    Raises:
+        FolderInUseError: If another process holds it.
+        ValueError: If it cannot be written.
+    """
+    made: list[Path] = []
+    try:
+        folder = folder.resolve()  # `a/../b` would make an `a`
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # the latter of links in a circle
+        _remove_unused(made)
+        raise ValueError(
+            f"`output_dir` must be a folder that can be written, got {str(folder)!r}: {error}."
+        ) from error
+    with _locked(folder):
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)  # while it is held, or it is the next one's
+            _remove_unused(made)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / LOCK, mode=0o666)  # less the umask: a group may share a folder
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FolderInUseError(
+            f"another process is training in {str(folder)!r}: wait for it, or pass another "
+            "`--output_dir`."
+        ) from error
+    except OSError as error:  # of another user
+        raise ValueError(
+            f"{str(folder / LOCK)!r} cannot be locked ({error.strerror}): remove it if nobody is "
+            "training there, or pass another `--output_dir`."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_unused(made: Sequence[Path]) -> None:
+    """Remove folders that were made, innermost first, unless there is more than our note."""
+    with suppress(OSError):  # not empty, or never made
+        if made and (left := set(made[0].iterdir())) <= _notes(made[0]):
+            for note in left:
+                note.unlink()
+        for path in made:
+            path.rmdir()
+
+
+def _notes(folder: Path) -> set[Path]:
+    """Return what lies in a folder, or may, before anything is trained there."""
+    return {folder / OPTIONS, folder / LOCK, *folder.glob(HALF_WRITTEN)}
+
+
+def note_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> None:
+    """Write down the options of the run in a folder.
+
+    Raises:
+        ValueError: If the run that is resumed has others.
+    """
+    if resumed:
+        _require_same(folder, options, besides=LENGTH)
+    for half in folder.glob(HALF_WRITTEN):
+        half.unlink()
+    write_json(folder / OPTIONS, options)
+
+
+def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
+    """Say whether the run of these options has ended in a folder.
+
+    Raises:
+        ValueError: If the folder holds a run with other options, or something else, or a file that
+            cannot be read.
+    """
+    if not folder.is_dir() or not set(folder.iterdir()) - (_notes(folder) - {folder / OPTIONS}):
+        return False
+    if not (folder / OPTIONS).exists():
+        raise ValueError(
+            f"{str(folder)!r} must be empty or hold a run of this plan, and holds something else: "
+            "pass another `--output_dir`, or remove that folder."
+        )
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise ValueError(
+                f"{str(path)!r} is a link, and a run's folder must hold none, for what a run "
+                "leaves in it is removed or replaced: put there what it leads to, or remove it."
+            )
+    _require_same(folder, options)
+    if not (folder / RECORD).exists():
+        return False
+    record_of(folder)
+    return True
+
+
+def record_of(folder: Path) -> RunRecord:
+    """Return the record of a run that has ended, with all figures that a comparison needs.
+
+    Raises:
+        ValueError: If it cannot be read, or lacks some.
+    """
+    return read_json(folder / RECORD, RunRecord, remedy=AGAIN, check=_require_figures)
+
+
+def _require_figures(record: RunRecord) -> None:
+    """Raise a ValueError for a record without what a comparison computes with."""
+    for name, given in (("hyperparameters", record.hyperparameters), ("sam", record.sam)):
+        figure = "rho" if name == "sam" else "learning_rate"
+        value = 0.0 if given is None else given.get(figure)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"`{name}` must have a number as `{figure}`, got {value!r}")
+    if not (math.isfinite(record.seconds) and math.isfinite(record.gradient_evaluations)):
+        raise ValueError("`seconds` and `gradient_evaluations` must be finite")
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a run that has ended."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:
+    path = folder / OPTIONS
+    if not path.exists():  # of a checkpoint that came from elsewhere
+        return
+    before = read_json(path, dict[str, Any], remedy=AGAIN)
+    before, options = UNSET | before, {**UNSET, **options}
+    names = sorted((before.keys() | options.keys()) - set(besides))
+    for name in names:
+        if before.get(name) != options.get(name):
+            raise ValueError(
+                f"{str(folder)!r} holds a run with other options, `{name}` {before.get(name)!s:.80}"
+                f" and not {options.get(name)}: pass the options it was started with, or another "
+                "`--output_dir`."
+            )

@@ -1,0 +1,180 @@
+"""From options to data and model."""
+
+import dataclasses
+import os
+from collections.abc import Container
+from pathlib import Path
+
+import datasets
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from ..vision import (
+    EVAL_SPLITS,
+    ModelSource,
+    Splits,
+    drop_bad_images,
+    find_column,
+    load_digits,
+    load_hub,
+    load_local,
+    select_split,
+    with_class_labels,
+    with_label_noise,
+)
+from .fields import DataOptions, ModelOptions
+from .tasks import TASKS, Task
+
+logger = logging.get_logger("finetune")
+
+
+def task_of(options: DataOptions) -> Task:
+    """Return the data set's row of the table, with the user's choices in it."""
+    if options.dataset in TASKS or (options.dataset is None and options.data_dir is None):
+        task = TASKS[options.dataset or "digits"]
+    else:  # anyone's own data
+        task = Task(options.dataset, eval_split=None, image_column=None, label_column=None)
+    names = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
+    chosen = {name: getattr(options, name) for name in names}
+    chosen["squash"] = options.squash or None
+    chosen["crop_scale"] = options.crop_scale and tuple(options.crop_scale)
+    return dataclasses.replace(task, **{k: v for k, v in chosen.items() if v is not None})
+
+
+def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
+    """Load the training and the evaluation split, and check that they are what the table says.
+
+    Raises:
+        ValueError: If they cannot be had, or differ from the table on the Hub.
+    """
+    found = find_splits(options, task)
+    _compare_sizes(found, task, local=options.data_dir is not None)
+    train_split, eval_split = _names(found, options, task)
+    train = select_split(found, train_split)
+    evaluation = train if options.holdout is not None else select_split(found, eval_split)
+    image_column, label_column = (
+        find_column(evaluation, find_column(train, column, kind=kind), kind=kind)
+        for kind, column in (("image", task.image_column), ("label", task.label_column))
+    )
+    splits = with_class_labels(
+        train,
+        evaluation,
+        image_column=image_column,
+        label_column=label_column,
+        eval_split=eval_split,
+    )
+    if task.classes not in (None, len(splits.label_names)):
+        logger.warning(f"{len(splits.label_names)} classes, where the paper has {task.classes}")
+    train, evaluation = splits.train, splits.eval
+    if options.skip_bad_images:
+        train = _without_bad_images(train, train_split, options)
+        if options.holdout is None:
+            evaluation = _without_bad_images(evaluation, eval_split, options)
+    train = _sample(train, options.max_train_samples, seed)
+    if options.label_noise:
+        train = with_label_noise(
+            train, options.label_noise, classes=len(splits.label_names), seed=seed
+        )
+    if options.holdout is not None:
+        train, evaluation = _hold_out(train, options.holdout, seed)
+    return dataclasses.replace(
+        splits,
+        train=train,
+        eval=_sample(evaluation, options.max_eval_samples, 0),  # the same for all seeds
+    )
+
+
+def processes_here(args: TrainingArguments) -> int:
+    """Return how many processes of the run share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+
+
+def find_splits(options: DataOptions, task: Task) -> datasets.DatasetDict:
+    """Return all splits of the data that are asked for.
+
+    Raises:
+        ValueError: If they cannot be had.
+    """
+    if options.data_dir is not None:
+        asked = [name for name in (task.train_split, task.eval_split) if name]
+        return load_local(Path(options.data_dir), "+".join(asked).split("+"))
+    if task.hub_id is None:
+        return load_digits()
+    return load_hub(task.hub_id, revision=task.revision, data_files=task.data_files)
+
+
+def eval_split_of(task: Task, found: Container[str]) -> str:
+    """Return the split to measure on: the one that is asked for, or the first that is there."""
+    return task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
+
+
+def _names(found: datasets.DatasetDict, options: DataOptions, task: Task) -> tuple[str, str]:
+    """Return the names of the split to train on and of that to measure on."""
+    if options.holdout is not None:
+        only = len(found) == 1 and options.train_split is None
+        train_split = next(iter(found)) if only else task.train_split
+        return train_split, f"{train_split} (held out)"
+    eval_split = eval_split_of(task, found)
+    if common := set(task.train_split.split("+")) & set(eval_split.split("+")):
+        logger.warning(
+            f"the split {common.pop()} is both trained and measured on: the errors are no estimate "
+            "for new images; `--eval_split` names another, `--holdout 0.1` measures on a part"
+        )
+    return task.train_split, eval_split
+
+
+def model_source(options: ModelOptions, task: Task) -> ModelSource:
+    """Return where the model comes from: the user's choice, or the data set's own."""
+    own = options.model is None and options.weights is None and task.init_scratch
+    return ModelSource(
+        name=options.model or task.model,
+        weights=Path(options.weights) if options.weights else None,
+        init_scratch=options.init_scratch or own,
+        model_kwargs=options.parsed_kwargs(),
+        image_size=options.image_size or task.image_size,
+        mean=options.mean,
+        std=options.std,
+        squash=task.squash,
+    )
+
+
+def _compare_sizes(found: datasets.DatasetDict, task: Task, *, local: bool) -> None:
+    """A Hub copy of another size is not the pinned one; one's own copy may well be a part."""
+    differing = [
+        f"{split} has {len(found[split])} examples, not {size}"
+        for split, size in task.sizes.items()
+        if split in found and len(found[split]) != size
+    ]
+    if differing and not local:
+        raise ValueError(
+            f"`{task.hub_id}` must have the split sizes of the table, but {', '.join(differing)}: "
+            "the copy on the Hub has changed. Download one that has them and pass `--data_dir`."
+        )
+    if differing:
+        logger.warning(f"split sizes differ from the published ones: {', '.join(differing)}")
+
+
+def _without_bad_images(
+    rows: datasets.Dataset, split: str, options: DataOptions
+) -> datasets.Dataset:
+    good, bad = drop_bad_images(rows, max_pixels=options.max_image_pixels)
+    logger.warning(
+        f"{len(bad)} of {len(rows)} images of the {split} split cannot be decoded and are left out"
+        + (f": {', '.join(bad[:10])}" if bad else "")
+    )
+    return good
+
+
+def _hold_out(
+    rows: datasets.Dataset, share: float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    if round(share * len(rows)) in (0, len(rows)):
+        raise ValueError(f"`holdout` {share} of {len(rows)} images must leave some in both parts.")
+    parts = rows.train_test_split(test_size=round(share * len(rows)), seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:
+    if most is None or most >= len(rows):
+        return rows
+    return rows.shuffle(seed=seed).select(range(most))

@@ -1,0 +1,158 @@
+"""What `hf-sam finetune` can be told, on the command line and in a YAML file."""
+
+import dataclasses
+import math
+import os
+import sys
+from argparse import SUPPRESS, _StoreFalseAction
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser
+
+from .. import SAMConfig
+from ..reporting.model_card import without_tokens
+from .fields import BatchOptions, DataOptions, ModelOptions
+from .hub import require_token
+from .suggestions import near
+from .words import recipe_of, without_rivals, words_of
+
+# Where the recipe differs from the Trainer's own defaults: the paper's optimizer and schedule, an
+# evaluation and a checkpoint each epoch. Clip norm from the official code; learning rate, batch
+# and epochs are ours.
+DEFAULTS: dict[str, Any] = {
+    "optim": "sgd",
+    "optim_args": "momentum=0.9",
+    "learning_rate": 0.02,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 1e-5,
+    "max_grad_norm": 5.0,
+    "num_train_epochs": 15,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 64,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 10,
+    "hub_strategy": "end",
+    "restore_callback_states_from_checkpoint": True,  # the stopwatch
+    "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+def parse_options(
+    argv: Sequence[str] | None = None,
+) -> tuple[DataOptions, ModelOptions, SAMConfig]:
+    """Parse flags, then the file of `--config`, then the defaults: the first to say it wins.
+
+    Raises:
+        ValueError: Saying rule, value and remedy.
+    """
+    parser = _command_line_parser()
+    names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
+    options = {a.dest: a for a in parser._actions if a.dest in names and a.nargs != 0}
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ValueError(_unknown(unknown[0], names))
+    if first.config is None and not (first.model or first.weights or first.init_scratch):
+        first.config = recipe_of(first.dataset)
+    if first.config:
+        given = without_rivals(words_of(Path(first.config), options), argv)
+        argv = [*given, *argv]  # the last to say it wins
+        first, _ = parser.parse_known_args(argv)
+    if first.optim != DEFAULTS["optim"]:
+        parser.set_defaults(optim_args=None)  # momentum is SGD's
+    if first.output_dir is None:
+        sources = (first.dataset or first.data_dir or "digits", first.model or first.weights)
+        told = [Path(name).stem for name in sources if name]
+        parser.set_defaults(
+            output_dir="-".join(["runs/" + told[0], *told[1:], f"rho{first.rho:g}"])
+        )
+    if (first.metric_for_best_model or "").endswith("error") and first.greater_is_better is None:
+        parser.set_defaults(greater_is_better=False)  # the Trainer takes more to be better
+    try:
+        data, model, batch, args, _ = parser.parse_args_into_dataclasses(
+            argv, look_for_args_file=False
+        )
+    except RecursionError as error:  # of the JSON that some options take
+        raise ValueError("the JSON of an option is nested too deeply: write less of it.") from error
+    _require_steps(args)
+    if batch != BatchOptions():
+        batch.apply(args)
+    if data.cache_images and args.dataloader_num_workers > 0:
+        args.dataloader_persistent_workers = True  # or the cache ends with the epoch
+    if args.dataloader_drop_last:
+        raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
+    if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
+        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
+    _check_pushing(args)
+    return data, model, args
+
+
+def _command_line_parser() -> HfArgumentParser:
+    """Return the parser of all options, with the recipe's own defaults."""
+    parser = HfArgumentParser(
+        (DataOptions, ModelOptions, BatchOptions, SAMConfig),
+        description="Fine-tune an image classifier with Sharpness-Aware Minimization.",
+        prog="hf-sam finetune",
+        usage="hf-sam finetune [--config FILE.yaml] [--option value ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        help="YAML file of options; flags win over it. Unset, and with no other model asked for, "
+        "it is recipes/<dataset>/efficientnet_b0.yaml.",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="Print what all options come to, as such a file, and stop.",
+    )
+    parser.set_defaults(**DEFAULTS)
+    _explain_negations(parser)
+    return parser
+
+
+def _explain_negations(parser: HfArgumentParser) -> None:
+    """Give `--no_x` a help of its own: the parser has that of `--x` and its default there."""
+    for action in parser._actions:
+        if isinstance(action, _StoreFalseAction):
+            action.help = f"Set --{action.dest} to false."
+            action.default = SUPPRESS  # that of --x holds
+
+
+def _unknown(word: str, names: set[str]) -> str:
+    name = word.split("=")[0]  # its value may be a token
+    if not word.startswith("-"):
+        return f"{without_tokens([word])[0]} follows no option that takes it: see --help."
+    return f"unknown option {name}{near(name.lstrip('-'), names)}"
+
+
+def _require_steps(args: SAMConfig) -> None:
+    """Raise a ValueError if nothing would be trained; the Trainer takes 0 steps to be unset."""
+    if args.max_steps < 1 and args.max_steps != -1:
+        raise ValueError(
+            f"`max_steps` must be >= 1, got {args.max_steps}: leave it out to train by "
+            "`num_train_epochs`."
+        )
+    if args.max_steps == -1 and not 0 < args.num_train_epochs < math.inf:
+        raise ValueError(
+            f"`num_train_epochs` must be > 0 and finite, got {args.num_train_epochs:g}: a run of "
+            "no step trains nothing."
+        )
+
+
+def _check_pushing(args: SAMConfig) -> None:
+    for name, only in (("hub_strategy", "end"), ("hub_always_push", False), ("hub_revision", None)):
+        if (value := getattr(args, name)) != only:
+            value = getattr(value, "value", value)
+            raise ValueError(
+                f"`{name}` must be {only}, got {value}: a run is pushed once, to main, when it has "
+                "ended. Leave the option out."
+            )
+    if args.push_to_hub:
+        require_token()

@@ -1,0 +1,145 @@
+"""What is said of a finished run, in its record and its card."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from .. import SAMConfig, SAMTrainer
+from ..reporting.commands import last_part, shown_command, without_path
+from ..reporting.model_card import METRICS, RunRecord, settings_of
+from ..vision import CIFAR_NETWORKS, Classifier, ModelSource, Splits
+from .fields import DataOptions
+from .hub import OF_THE_HUB
+from .stopwatch import stopwatch_of
+from .tasks import Task
+from .words import without_options
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that is loaded and checked before training."""
+
+    task: Task
+    splits: Splits
+    source: ModelSource
+    classifier: Classifier
+    checkpoint: str | None
+
+
+def describe(
+    argv: Sequence[str],
+    data: DataOptions,
+    run: Run,
+    trainer: SAMTrainer,
+    metrics: Mapping[str, float],
+) -> RunRecord:
+    """Collect all that is said of a finished run."""
+    source, args = run.source, trainer.args
+    base = last_part(source.name)
+    is_hub = source.own_weights and not Path(source.name).exists()
+    return RunRecord(
+        dataset=data.dataset or (last_part(data.data_dir) if data.data_dir else "digits"),
+        dataset_id=None if data.data_dir else run.task.hub_id,
+        train_examples=len(run.splits.train),
+        eval_split=run.splits.eval_split,
+        eval_examples=len(run.splits.eval),
+        classes=len(run.splits.label_names),
+        base=base,
+        base_model=(source.name if "/" in source.name else f"timm/{base}") if is_hub else None,
+        timm=run.classifier.processor is None,
+        report=str(run.classifier.report),
+        command=command_of("finetune", argv),
+        metrics={name: metrics[name] for name in ("eval_loss", *METRICS)},
+        gradient_evaluations=trainer.gradient_evaluations,
+        seconds=round(stopwatch_of(trainer).seconds, 1),
+        train_overhead=trainer.train_overhead and round(trainer.train_overhead, 3),
+        data_options=_chosen(data),
+        model_options=_model_options(run),
+        data_license=run.task.license,
+        weights_license=_license(source),
+        remarks=_remarks(run, args, metrics),
+        **settings_of(args, trainer.ascent_schedule),
+    )
+
+
+def _chosen(data: DataOptions) -> dict[str, Any]:
+    """Return the options that say what is done to the images, where they are not the defaults."""
+    names = (
+        "crop_scale",
+        "crop_padding",
+        "horizontal_flip",
+        "squash",
+        "auto_augment",
+        "cutout",
+        "mixup",
+        "label_noise",
+        "max_train_samples",
+        "max_eval_samples",
+    )
+    default = DataOptions()
+    return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(default, n)}
+
+
+def command_of(name: str, argv: Sequence[str]) -> str:
+    """Return the command that trains the same: without tokens, and paths as they end."""
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
+    told = without_options(argv, "resume_from_checkpoint", "output_dir", *OF_THE_HUB)
+    rooms = {"finetune": "hf_sam.finetuning", "compare": "hf_sam.comparing"}
+    launcher = ["accelerate", "launch", "-m", rooms[name]] if launched else ["hf-sam", name]
+    return shown_command([*launcher, *told])
+
+
+def _model_options(run: Run) -> dict[str, Any]:
+    """Return what the network's images look like, and the arguments it was built with."""
+    config = run.classifier.data_config
+    kwargs = json.loads(without_path(json.dumps(dict(run.source.model_kwargs))))
+    return {
+        "image_size": config["input_size"][-1],
+        "mean": [round(float(value), 6) for value in config["mean"]],
+        "std": [round(float(value), 6) for value in config["std"]],
+        "model_kwargs": kwargs or None,
+    }
+
+
+def _license(source: ModelSource) -> str | None:
+    """Return the licence of the weights that the run started from, where timm knows it."""
+    name = source.name.removeprefix("timm/")
+    if not (source.own_weights and timm.is_model(name)):
+        return None
+    return timm.get_pretrained_cfg(name).license
+
+
+def _differing(task: Task, splits: Splits) -> list[str]:
+    """Return in what one's own copy differs from the data that figures are published of."""
+    here = {"classes": len(splits.label_names), "examples": len(splits.eval)}
+    published = {"classes": task.classes, "examples": task.sizes.get(splits.eval_split)}
+    parts = [
+        f"{here[what]:,} of {n:,} {what}"
+        for what, n in published.items()
+        if n not in (None, here[what])
+    ]
+    if not parts:
+        return []
+    return [f"Measured on {' and '.join(parts)}: do not compare it with published figures."]
+
+
+def _remarks(run: Run, args: SAMConfig, metrics: Mapping[str, float]) -> list[str]:
+    """Return what a reader of the results must know."""
+    remarks = [str(remark) for remark in (run.task.paper, run.task.limits) if remark]
+    remarks += _differing(run.task, run.splits)
+    if not math.isfinite(metrics["eval_loss"]):
+        remarks.append("Training has diverged: the network predicts nothing.")
+    if args.load_best_model_at_end:
+        remarks.append(
+            "These are the weights that did best on this split while training: the result is no "
+            "estimate for new images."
+        )
+    if run.source.name in CIFAR_NETWORKS:
+        remarks.append("Loading this network takes an `import hf_sam.vision` before.")
+    return remarks

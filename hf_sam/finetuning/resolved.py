@@ -1,0 +1,77 @@
+"""What a run's options come to, written as a recipe: `hf-sam finetune --print_config`."""
+
+import dataclasses
+import math
+from typing import Any
+
+import timm
+import yaml
+from transformers import TrainingArguments
+
+from .. import SAMArguments, SAMConfig
+from ..vision import ModelSource
+from .fields import DataOptions, ModelOptions
+from .loading import model_source, task_of
+from .options import DEFAULTS
+
+OF_THE_TASK = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
+
+
+def as_yaml(data: DataOptions, model: ModelOptions, args: SAMConfig) -> str:
+    """Return the options as a file for `--config` that asks for the same run again."""
+    accumulation, devices = args.gradient_accumulation_steps, args.world_size
+    batch = args.per_device_train_batch_size * accumulation * devices
+    lines = f"# {batch} images a step: {args.per_device_train_batch_size} in a micro-batch, "
+    lines += f"{accumulation} accumulated, devices: {devices}; what is not listed is unset\n"
+    parts = {"images": data_values(data), "network": model_values(data, model)}
+    for part, values in (parts | {"training": training_values(args)}).items():
+        lines += f"\n# {part}\n"
+        lines += "".join(_line(n, value) for n, value in values.items() if value is not None)
+    return lines
+
+
+def _line(name: str, value: Any) -> str:
+    """Return an option as a line of its own, lists and dictionaries too."""
+    flow = yaml.safe_dump({name: value}, default_flow_style=True, width=math.inf, sort_keys=False)
+    return flow.strip()[1:-1] + "\n"
+
+
+def data_values(data: DataOptions) -> dict[str, Any]:
+    """Return the data options, with the task's own where the user has said nothing."""
+    task = task_of(data)
+    values = dataclasses.asdict(data) | {name: getattr(task, name) for name in OF_THE_TASK}
+    values["crop_scale"] = None if data.crop_padding else list(task.crop_scale)
+    if data.dataset is None and data.data_dir is None:
+        values["dataset"] = "digits"
+    return values
+
+
+def model_values(data: DataOptions, model: ModelOptions) -> dict[str, Any]:
+    """Return the model options, with the data set's and the model's own in place of none."""
+    source = model_source(model, task_of(data))
+    return dataclasses.asdict(model) | {
+        "model": source.name,
+        "init_scratch": source.init_scratch,
+        "model_kwargs": dict(source.model_kwargs) or None,
+        "image_size": image_size(source),
+    }
+
+
+def image_size(source: ModelSource) -> int | None:
+    """Return the pixels a side of an image, or None where only the loaded model says it."""
+    name = source.name.removeprefix("timm/")
+    if source.image_size is None and timm.is_model(name):
+        return timm.get_pretrained_cfg(name).input_size[1]
+    return source.image_size
+
+
+def training_values(args: SAMConfig) -> dict[str, Any]:
+    """Return rho, and the training arguments that are not the Trainer's, SAM's or our defaults."""
+    plain = TrainingArguments(output_dir=args.output_dir).to_dict()
+    plain |= {field.name: field.default for field in dataclasses.fields(SAMArguments)}
+    always = {*DEFAULTS, "rho", "output_dir", "gradient_accumulation_steps"}
+    return {
+        name: value
+        for name, value in args.to_dict().items()
+        if value != plain[name] or name in always
+    }

@@ -1,0 +1,132 @@
+"""Words of a command line: those that a recipe stands for, and those that are left out."""
+
+import json
+from argparse import Action
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.hf_argparser import string_to_bool
+from transformers.utils import logging
+
+from .suggestions import near
+from .tasks import TASKS
+
+# Pairs of options that say the same thing in two ways.
+RIVALS = (
+    ("num_train_epochs", "max_steps"),
+    ("crop_scale", "crop_padding"),
+    ("batch_size", "gradient_accumulation_steps"),
+)
+PACKAGE = Path(__file__).parent.parent
+# The YAML recipes: in a wheel inside the package, in a clone beside it.
+RECIPES = next(p for p in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if p.is_dir())
+DICTIONARIES = ("_kwargs", "_config", "deepspeed")  # ends of the names of options that take one
+ALSO_TRUE_OR_FALSE = ("resume_from_checkpoint",)
+logger = logging.get_logger("finetune")
+
+
+def words_of(path: Path, options: Mapping[str, Action]) -> list[str]:
+    """Return the file's options as words of a command line, which the parser checks.
+
+    Args:
+        path: The file.
+        options: All that there are, by name, as the parser has them.
+
+    Raises:
+        ValueError: If the file cannot be read, names an option that there is not, or has a value
+            that would reach the option as another one.
+    """
+    words: list[str] = []
+    for name, value in _values_in(path).items():
+        if name not in options:
+            raise ValueError(f"unknown option {name!r} in {str(path)!r}{near(str(name), options)}")
+        try:
+            words += _words(name, value, options[name])
+        except ValueError as error:
+            raise ValueError(f"`{name}` in {str(path)!r} must {error}") from error
+    return words
+
+
+def _values_in(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except RecursionError as error:
+        raise ValueError(
+            f"`--config` {str(path)!r} is nested too deeply: write `option: value` lines."
+        ) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"`--config` {str(path)!r} cannot be read as YAML ({' '.join(str(error).split())}): "
+            "check the path, and that it has `option: value` lines."
+        ) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"`--config` must hold `option: value` lines, got {str(path)!r}.")
+    return values
+
+
+def _words(name: str, value: Any, option: Action) -> list[str]:
+    """Return an option and its value as words, or say what the value must be."""
+    if value is None:
+        raise ValueError("have a value, got none: leave it out.")
+    if isinstance(value, dict):
+        if not name.endswith(DICTIONARIES):
+            raise ValueError(f"be one value, got {value!s:.80}: write `{name}: value`.")
+        return [f"--{name}={_as_json(value)}"]
+    if isinstance(value, list):
+        if option.nargs != "+":
+            raise ValueError(f"be one value, got the list {value!s:.80}: choose one.")
+        if not value or any(isinstance(entry, list | dict | None) for entry in value):
+            raise ValueError(
+                f"be a list of values, got {value!s:.80}: write `{name}: [value, value]`."
+            )
+        return [f"--{name}", *(_plain(name, entry, option) for entry in value)]
+    return [f"--{name}={_plain(name, value, option)}"]
+
+
+def _plain(name: str, value: Any, option: Action) -> str:
+    takes_bool = option.type is string_to_bool or option.nargs == "?" or name in ALSO_TRUE_OR_FALSE
+    if isinstance(value, bool) and not takes_bool:
+        word = "on" if value else "no"
+        raise ValueError(
+            f"not be {str(value).lower()}, as which YAML reads yes, no, on and off without quotes: "
+            f'write the word in quotes, as "{word}".'
+        )
+    return str(value)
+
+
+def _as_json(value: dict[Any, Any]) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:  # a date; an alias to itself
+        raise ValueError(f"hold what JSON can ({error}): write text in quotes.") from error
+
+
+def recipe_of(dataset: str | None) -> Path | None:
+    """Return a known data set's recipe for one GPU and one evening, if it has one, and say so."""
+    path = RECIPES / str(dataset) / "efficientnet_b0.yaml"
+    if dataset not in TASKS or not path.is_file():
+        return None
+    shown = Path(*path.parts[-3:])
+    logger.warning_once(f"recipe: {shown}; options given win over it, and --config takes another")
+    return path
+
+
+def without_options(words: Sequence[str], *beginnings: str) -> list[str]:
+    """Leave out the options whose names begin with one of these, and their values."""
+    kept, is_left_out = [], False
+    for word in words:
+        if word.startswith("--"):
+            is_left_out = word.removeprefix("--").replace("-", "_").startswith(beginnings)
+        if not is_left_out:
+            kept.append(word)
+    return kept
+
+
+def without_rivals(given: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Leave out of a file's words what a word typed by hand stands in for."""
+    typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv}
+    displaced = [other for pair in RIVALS for own, other in permutations(pair) if own in typed]
+    return without_options(given, *displaced) if displaced else list(given)

@@ -1,0 +1,295 @@
+"""Model cards that say how a model was trained with SAM, and what came of it."""
+
+import html
+import math
+import platform
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import TrainingArguments
+from yaml import YAMLError
+
+from ..ascent.methods import METHODS
+from ..ascent.schedule import AscentSchedule
+from ..config import SAMArguments
+from .json_files import read_json, write_json
+from .markdown import Markdown, code, code_block, render, unmarked
+
+TAGS = ("sharpness-aware-minimization", "hf_sam")
+LIBRARIES = ("hf-sam", "torch", "transformers", "accelerate", "datasets", "timm")
+HYPERPARAMETERS = (
+    ("optim", "optim_args", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")
+    + ("max_grad_norm", "num_train_epochs", "max_steps", "per_device_train_batch_size")
+    + ("gradient_accumulation_steps", "world_size", "label_smoothing_factor", "bf16", "fp16")
+    + ("seed",)
+)
+# What the card calls each metric, by the Trainer's name; all in percent.
+METRICS = {
+    "eval_top1_error": "top-1 error",
+    "eval_top5_error": "top-5 error",
+    "eval_mean_class_accuracy": "mean per-class accuracy",
+}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished run: all that cards, tables and plots say of it comes from here."""
+
+    dataset: str
+    dataset_id: str | None  # on the Hub
+    train_examples: int
+    eval_split: str
+    eval_examples: int
+    classes: int
+    base: str  # the base model in words
+    base_model: str | None  # its id on the Hub
+    timm: bool  # whether timm loads the saved folder
+    report: str  # which weights were loaded
+    command: str  # without tokens
+    seed: int
+    hyperparameters: Mapping[str, Any]
+    sam: Mapping[str, Any] | None  # the fields of SAMArguments; None: trained without
+    metrics: Mapping[str, float]
+    gradient_evaluations: int  # forward-backward passes over an effective batch
+    seconds: float  # wall time of training
+    hardware: str
+    versions: Mapping[str, str]  # of Python and of the packages
+    date: str  # of the end of training, year-month-day
+    remarks: Sequence[str] = ()  # what a reader of the results must know
+    data_options: Mapping[str, Any] = field(default_factory=dict)  # crops, augmentation, noise
+    # Image size, mean and std of the images that it takes, and its own arguments.
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    data_license: str | None = None
+    weights_license: str | None = None  # of the base model, as the Hub names it
+    train_overhead: float | None = None  # wall time over that without SAM's part, since a resume
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            ValueError: If the file is cut short, edited or of something else.
+        """
+        return read_json(path, cls, remedy="restore it, or train that run again in a new folder")
+
+    def __post_init__(self) -> None:
+        """Require what cards and comparisons compute with."""
+        for name in METRICS:
+            if not 0 <= self.metrics.get(name, math.nan) <= 100:
+                raise ValueError(f"`metrics` must have {name} in percent, got {self.metrics}")
+        if self.sam is not None:
+            _require_number(self.sam, "rho", of="sam")
+            if str(self.sam.get("method", "sam")) not in METHODS:
+                raise ValueError(f"`sam.method` must be of {', '.join(METHODS)}")
+        _require_number(self.hyperparameters, "learning_rate", of="hyperparameters")
+
+
+def _require_number(settings: Mapping[str, Any], name: str, *, of: str) -> None:
+    if not isinstance(settings.get(name), int | float):
+        raise ValueError(f"`{of}` must have a number `{name}`, got {settings.get(name)!r}")
+
+
+def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, Any]:
+    """Collect what a `RunRecord` says of the arguments, the machine and the packages."""
+    has_sam = isinstance(args, SAMArguments) and args.rho > 0 and not schedule.is_idle
+    sam = args if has_sam else None
+    on_gpu = args.device.type == "cuda"
+    return {
+        "seed": args.seed,
+        "hyperparameters": {name: _plain(getattr(args, name)) for name in HYPERPARAMETERS},
+        "sam": sam and _sam_settings(sam, schedule),
+        "hardware": f"{args.world_size} x {torch.cuda.get_device_name()}"
+        if on_gpu
+        else f"CPU, {args.world_size} x {torch.get_num_threads()} threads",
+        "versions": versions(),
+        "date": date.today().isoformat(),
+    }
+
+
+def _sam_settings(sam: SAMArguments, schedule: AscentSchedule) -> dict[str, Any]:
+    """SAM's fields, with what `max_overhead` has chosen."""
+    settings = {f.name: getattr(sam, f.name) for f in fields(SAMArguments)}
+    if sam.max_overhead is not None:
+        settings["ascent_interval"] = schedule.interval
+        settings["ascent_fraction"] = schedule.fraction
+    return settings
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def write_run_card(path: Path, record: RunRecord, *, comparison: str | None = None) -> None:
+    """Write the card of one fine-tuning run, with metadata that the Hub reads.
+
+    Args:
+        path: The file to write, usually README.md beside the model.
+        record: Data, model, command, settings and results.
+        comparison: The run among others over seeds, as Markdown.
+    """
+    title = f"{record.base}, {record.dataset}"
+    title += f", SAM rho {record.sam['rho']:g}" if record.sam else ""
+    settings = {**record.hyperparameters, **record.model_options, **record.data_options}
+    text = render(
+        "model_card.md",
+        card_data=Markdown(_metadata(record, title).to_yaml()),
+        record=record,
+        title=title,
+        comparison=comparison and Markdown(comparison),
+        command=code_block(record.command),
+        eval_split=code(record.eval_split),
+        remarks=[Markdown(html.escape(remark, quote=False)) for remark in record.remarks],
+        settings={code(name): value for name, value in settings.items()},
+        results=Markdown(results_table(record.metrics)),
+        sam_section=sam_section(record.sam) if record.sam else "Trained without SAM.",
+    )
+    ModelCard(text).save(path)
+
+
+def _metadata(record: RunRecord, title: str) -> ModelCardData:
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=unmarked(record.dataset_id or record.dataset),
+            dataset_name=unmarked(record.dataset),
+            dataset_split=unmarked(record.eval_split),
+            metric_type=name.removeprefix("eval_"),
+            metric_name=f"{label}, %",
+            metric_value=round(record.metrics[name], 3),
+        )
+        for name, label in METRICS.items()
+        if name in record.metrics
+    ]
+    return ModelCardData(
+        model_name=unmarked(title),
+        license=record.weights_license and unmarked(record.weights_license),
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=[*(TAGS if record.sam else []), *(["timm"] if record.timm else [])],
+        datasets=[unmarked(record.dataset_id)] if record.dataset_id else None,
+        base_model=record.base_model and unmarked(record.base_model),
+        metrics=[result.metric_type for result in results],
+        eval_results=results,
+    )
+
+
+def results_table(metrics: Mapping[str, float]) -> str:
+    """Render the metrics that are there as a Markdown table, in percent."""
+    rows = [
+        f"| {label} | {metrics[name]:.2f} % |" for name, label in METRICS.items() if name in metrics
+    ]
+    return "\n".join(["| metric | value |", "|---|---|", *rows])
+
+
+def without_tokens(words: Sequence[str]) -> list[str]:
+    """Replace what follows an option that names a token, and what looks like a Hub token.
+
+    Args:
+        words: The words of a command line.
+
+    Returns:
+        The words to show, each quoted for a shell where it must be.
+    """
+    shown, secret = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        is_option = name.startswith("--") and name.endswith("token")
+        if secret:
+            word = "***"
+        elif is_option and equals:
+            word = f"{name}=***"
+        word = re.sub(r"hf_[A-Za-z0-9]{20,}", "***", word)
+        shown.append(word if "***" in word else shlex.quote(word))
+        secret = is_option and not equals
+    return shown
+
+
+def sam_section(settings: Mapping[str, Any]) -> Markdown:
+    """Render the section on SAM: what it is, the settings, the citation.
+
+    Args:
+        settings: The fields of `SAMArguments` of the run.
+
+    Returns:
+        Markdown, from a second-level heading on.
+    """
+    source = METHODS[settings.get("method", "sam")].source
+    named = {code(name): value for name, value in settings.items()}
+    method = code(settings.get("method", "sam"))
+    return render("sam_section.md", settings=settings, named=named, method=method, source=source)
+
+
+def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> None:
+    """Add SAM's tags and section to a model card file, unless its schedule has no ascent.
+
+    Args:
+        path: The card, as the Trainer wrote it.
+        sam: The settings of the run.
+        schedule: When it ascended.
+
+    Raises:
+        FileNotFoundError: If there is no card at `path`.
+    """
+    if schedule.is_idle:
+        return
+    card = ModelCard.load(path)
+    tags = card.data.tags or []
+    card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
+    card.text += "\n" + sam_section(_sam_settings(sam, schedule))
+    card.save(path)
+
+
+def card_at(path: Path) -> ModelCard:
+    """Return the model card in a file.
+
+    Raises:
+        ValueError: If there is none, or its metadata are damaged.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"`--card` needs a model card to add to, got none at {str(path)!r}: hf-sam finetune "
+            "writes one."
+        )
+    try:
+        return ModelCard.load(path)
+    except (OSError, ValueError, TypeError, YAMLError) as error:
+        fault = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"`--card` needs a model card with its metadata in YAML, got {str(path)!r} ({fault}): "
+            "mend or remove what stands between the first two lines of ---."
+        ) from error
+
+
+def add_sharpness_to_card(path: Path, section: str) -> None:
+    """Put the section "How sharp" into a model card file, in place of an older one.
+
+    Args:
+        path: The card.
+        section: Markdown from a second-level heading on, as `hf_sam.diagnostics` writes it.
+
+    Raises:
+        ValueError: If there is no card at `path`.
+    """
+    begin, end = "<!-- how sharp -->", "<!-- end of how sharp -->"
+    card = card_at(path)
+    text = re.sub(rf"\n*{begin}.*?{end}\n*", "\n", card.text, flags=re.DOTALL).rstrip()
+    card.text = f"{text}\n\n{begin}\n\n{section.strip()}\n\n{end}\n"
+    card.save(path)
+
+
+def _plain(value: Any) -> Any:
+    """An enum's value rather than its Python name."""
+    return getattr(value, "value", value)

@@ -1,0 +1,144 @@
+"""How a run ascends: its method with what that keeps, and which parameters move."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..ascent.fidelity import is_low_precision, perturbation_fidelity, require_fidelity
+from ..ascent.methods import Memory
+from ..ascent.perturbation import compute_perturbation, take_gradients
+from ..ascent.selection import perturbed_parameters
+from ..ascent.vectors import Vector, gradient_norm, multiply
+from ..config import SAMArguments
+
+Params = Mapping[str, Tensor]  # the trainable parameters by name
+
+
+class Ascent:
+    """From gradients to the perturbation, and to the gradient that is descended along."""
+
+    def __init__(
+        self,
+        sam: SAMArguments,
+        model: nn.Module | None = None,
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        """Choose the method.
+
+        Args:
+            sam: SAM's settings.
+            model: Unwrapped.
+            gather: Stacks the tensors of all ranks along the first dimension.
+
+        Raises:
+            ValueError: If the settings name what the model does not have.
+        """
+        self.name, self.method = sam.method, sam.chosen_method
+        self.memory: Memory = {}
+        self.fidelity: Tensor | None = None  # (2,) of the first perturbation since it was None
+        self._sam, self._gather = sam, gather
+        self._moved = None if model is None else perturbed_parameters(model, sam.perturb)
+        self._is_fidelity_known = False
+
+    def take_clean_grad(self, params: Params) -> list[Tensor | None]:
+        """Take off the parameters what of their gradient the method will use."""
+        only = None if self.method.keeps_clean_grad else self._moved
+        return take_gradients(params.values(), only=only)
+
+    def kept(self, clean_grad: Vector) -> list[Tensor | None] | None:
+        """Return a copy of the clean gradient, if the method's `finish` needs it."""
+        if not self.method.keeps_clean_grad:
+            return None
+        return [None if grad is None else grad.clone() for grad in clean_grad]
+
+    def from_clean_grad(
+        self, params: Params, clean_grad: list[Tensor | None], *, rho: float, scale: Tensor | float
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Turn the clean gradient into the perturbation.
+
+        Args:
+            params: The trainable parameters by name.
+            clean_grad: Aligned with them. Consumed.
+            rho: The radius at this step.
+            scale: What the mean loss was multiplied by before the backward pass.
+
+        Returns:
+            The perturbation, aligned with `params`, and the L2 norm of the gradient of the mean
+            loss in the parameters that move, of shape ().
+        """
+        clean_grad = self._of_moved(params, clean_grad)
+        scaled_norm = gradient_norm(clean_grad)
+        norm = scaled_norm / scale
+        direction = self.method.direction(list(params), clean_grad, scale, self.memory)
+        is_gradient = direction is clean_grad
+        perturbation = self._along(params, direction, rho, scaled_norm if is_gradient else None)
+        share = self.method.share_of_rho(rho, rho / (self._sam.rho or 1.0), norm)
+        if share is not None:
+            multiply([epsilon for epsilon in perturbation if epsilon is not None], share)
+        self._note_fidelity(params, perturbation)
+        return perturbation, norm
+
+    def from_memory(
+        self, params: Params, state: Mapping[Any, Any], *, rho: float
+    ) -> list[Tensor | None]:
+        """Return the perturbation of a method that makes no clean pass; none where rho is 0.
+
+        Args:
+            params: The trainable parameters by name.
+            state: The base optimizer's, by parameter.
+            rho: The radius at this step.
+        """
+        if rho == 0:
+            return [None] * len(params)
+        known = self.method.known_direction(params, state, self.memory)
+        perturbation = self._along(params, self._of_moved(params, known), rho)
+        self._note_fidelity(params, perturbation)
+        return perturbation
+
+    def finish(self, params: Params, clean_grad: Vector | None) -> None:
+        """Let the method change the descent gradient in `p.grad`, which is that of the whole batch.
+
+        Args:
+            params: The trainable parameters by name.
+            clean_grad: Of a step that has ascended, if the method keeps it; else None.
+        """
+        self.method.finish(params, clean_grad, self.memory)
+
+    def _of_moved(self, params: Params, vector: list[Tensor | None]) -> list[Tensor | None]:
+        if self._moved is None:
+            return vector
+        pairs = zip(params.values(), vector, strict=True)
+        return [x if param in self._moved else None for param, x in pairs]
+
+    def _along(
+        self,
+        params: Params,
+        direction: list[Tensor | None],
+        rho: float,
+        l2_norm: Tensor | None = None,
+    ) -> list[Tensor | None]:
+        sam = self._sam
+        return compute_perturbation(
+            params,
+            direction,
+            rho=rho,
+            adaptive=sam.adaptive,
+            eta=sam.eta,
+            perturbation_norm=sam.perturbation_norm,
+            l2_norm=l2_norm,
+        )
+
+    def _note_fidelity(self, params: Params, perturbation: Vector) -> None:
+        """Note what rounding leaves of a perturbation; at the first one, warn or stop."""
+        if self.fidelity is not None or not is_low_precision(params.values()):
+            return
+        fidelity = perturbation_fidelity(params.values(), perturbation)
+        if not self._is_fidelity_known:
+            device = next(iter(params.values())).device
+            of_ranks = self._gather(fidelity.to(device).unsqueeze(0))
+            if not of_ranks.isnan().any():  # or wait for a perturbation to judge by
+                require_fidelity(of_ranks, allowed=self._sam.allow_rounded_perturbation)
+                self._is_fidelity_known = True
+        if not fidelity.isnan().any():
+            self.fidelity = fidelity

@@ -1,0 +1,116 @@
+"""When and on how much of a batch a run ascends: the schedule, from the facts of a Trainer."""
+
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import BatchSampler
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
+
+from ..ascent.schedule import SMALLEST_CUT, AscentSchedule, steps_of, within
+from ..config import SAMArguments
+from .checks import why_uncut
+
+logger = logging.get_logger(__name__)
+
+
+def rows_of(trainer: Trainer) -> int:
+    """Return into how many rows the micro-batch of a device can be cut."""
+    if why_uncut(trainer):
+        return 1
+    loader = trainer.callback_handler.train_dataloader  # maybe not the Trainer's own
+    total = getattr(loader, "total_batch_size", None)  # by accelerate, if it has a sampler
+    if total is not None:  # of all ranks, where the sampler knows of them
+        own = loader.sampler if isinstance(loader.sampler, BatchSampler) else loader.batch_sampler
+        return max(1, total // getattr(own, "num_processes", 1))
+    shared = trainer.accelerator.split_batches  # one batch is dealt out to all ranks
+    ranks = trainer.accelerator.num_processes if shared else 1
+    return max(1, trainer._train_batch_size // ranks)
+
+
+def _least_rows(trainer: Trainer, sam: SAMArguments) -> int:
+    """Return how many rows a share must have: two for BatchNorm, or if the user chose none."""
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in trainer.model.modules())
+    return SMALLEST_CUT if sam.max_overhead is not None or has_batch_norm else 1
+
+
+def schedule_of(
+    args: TrainingArguments, sam: SAMArguments, max_steps: int, *, rows: int, least: int
+) -> AscentSchedule:
+    """Return when a run of `max_steps` optimizer steps ascends, with micro-batches of `rows`.
+
+    A share of one has at least `least` rows.
+    """
+    method = sam.chosen_method
+    schedule = AscentSchedule(
+        interval=sam.ascent_interval,
+        start=steps_of(sam.ascent_start, max_steps),
+        shape=sam.rho_schedule,
+        warmup=args.get_warmup_steps(max_steps),
+        total=max_steps,
+        probability=method.probability,
+        seed=args.seed,
+        fraction=sam.ascent_fraction if method.has_clean_pass else 0.0,
+        rows=rows,
+        least=least,
+    )
+    return schedule if sam.max_overhead is None else within(schedule, sam.max_overhead)
+
+
+def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
+    """Return the forward-backward passes of a run over its optimizer steps.
+
+    Args:
+        args: The run's; without SAM's fields the passes are the base optimizer's.
+        steps: Of the run. They matter where shares of a run are rounded to steps. (Of BatchNorm,
+            for which shares are rounded up to two rows, nothing is known here.)
+    """
+    rows = args.train_batch_size
+    if not isinstance(args, SAMArguments) or args.rho == 0:
+        return 1.0
+    return schedule_of(args, args, steps, rows=rows, least=1).passes(steps) / steps
+
+
+def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
+    """Return the schedule of a run, and say what was chosen for the user; warn where it is idle.
+
+    Raises:
+        ValueError: If the length of the run is needed, and a training step is made outside of one.
+    """
+    max_steps = trainer.state.max_steps
+    is_share = 0 < sam.ascent_start < 1
+    if not max_steps and (sam.max_overhead or is_share or sam.rho_schedule != "constant"):
+        raise ValueError(
+            "`max_overhead`, `rho_schedule` and an `ascent_start` below 1 need the length of a "
+            "run, got a training step outside of `train()`: call that, or leave them out."
+        )
+    rows, least = rows_of(trainer), _least_rows(trainer, sam)
+    schedule = schedule_of(trainer.args, sam, max_steps, rows=rows, least=least)
+    if schedule.is_idle:
+        logger.warning(
+            f"SAM will never be active in {max_steps} optimizer steps: {_why_idle(schedule, sam)}, "
+            "or train for longer."
+        )
+    elif sam.max_overhead is not None:
+        more = ", as SAM at every step costs 2" if sam.max_overhead > 2 else ""
+        logger.warning(
+            f"`max_overhead={sam.max_overhead}`: `ascent_interval` is {schedule.interval} and "
+            f"`ascent_fraction` {schedule.fraction}, for {schedule.ascents(max_steps)} ascents in "
+            f"{max_steps} optimizer steps{more}."
+        )
+    if sam.method == "looksam" and schedule.interval == 1:
+        logger.warning(
+            "looksam reuses nothing between ascents at every step: set `ascent_interval`, 5 for "
+            "the paper's setting."
+        )
+    return schedule
+
+
+def _why_idle(schedule: AscentSchedule, sam: SAMArguments) -> str:
+    waits = schedule.shape != "constant" and schedule.warmup >= schedule.total
+    if sam.max_overhead is not None and not waits:
+        return f"`max_overhead={sam.max_overhead}` pays for no ascent; raise it"
+    if schedule.begin >= schedule.total:
+        return (
+            f"it would begin at step {schedule.begin}; lower `ascent_start`, or `warmup_steps` "
+            "beside a `rho_schedule`"
+        )
+    return "no coin falls for it; raise the `p` of rst"

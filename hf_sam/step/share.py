@@ -1,0 +1,120 @@
+"""A share of a micro-batch, on which `ascent_fraction` has the clean pass made."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.utils import logging
+
+from ..ascent.schedule import AscentSchedule
+from .loss_scale import count_items
+from .window import MicroBatch
+
+logger = logging.get_logger(__name__)
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)  # the dtypes that hold -100
+REMEDY = "set `ascent_interval` instead of it, or of `max_overhead`."
+
+
+def share_of(trainer: Trainer, micro_batch: MicroBatch, schedule: AscentSchedule) -> MicroBatch:
+    """Return the first examples of a micro-batch, with the label items that go with them.
+
+    Args:
+        trainer: Whose settings say how label items are counted.
+        micro_batch: Whole.
+        schedule: Says how many examples.
+
+    Raises:
+        ValueError: If the examples cannot be told apart.
+    """
+    if schedule.fraction == 1:
+        return micro_batch
+    inputs, items = micro_batch.inputs, micro_batch.num_items_in_batch
+    first = first_examples(inputs, schedule.kept)
+    if items is not None and isinstance(inputs.get("labels"), Tensor):
+        of_all, of_first = count_items(trainer, inputs), count_items(trainer, first)
+        items = items * of_first.clamp(min=1) / of_all.clamp(min=1)
+    return replace(micro_batch, inputs=first, num_items_in_batch=items)
+
+
+def first_examples(inputs: Mapping[str, Any], kept: Callable[[int], int]) -> dict[str, Any]:
+    """Cut what has one entry for each example: tensors by their first dimension, and lists.
+
+    Examples whose labels are all -100 come last, as the loss of such alone may be 0 / 0. Kept whole
+    are tensors of another length with one dimension, and those of one row.
+
+    Args:
+        inputs: With the number of examples in the labels, or else in the first tensor that has a
+            dimension.
+        kept: From the number of examples to that of those which are kept.
+
+    Raises:
+        ValueError: If no tensor says how many examples there are, or one has other rows.
+    """
+    tensors = [x for x in inputs.values() if isinstance(x, Tensor) and x.ndim]
+    labels = inputs.get("labels")
+    if isinstance(labels, Tensor) and labels.ndim:
+        tensors.insert(0, labels)
+    if not tensors:
+        raise ValueError(
+            "`ascent_fraction` must find the examples in the first dimension of a tensor, got "
+            f"inputs of {', '.join(f'{k}: {type(x).__name__}' for k, x in inputs.items())}: "
+            f"{REMEDY}"
+        )
+    size = len(tensors[0])
+    if size == 1:
+        logger.warning_once(
+            "A micro-batch of one row cannot be cut, and is passed over whole in both passes. If "
+            f"`ascent_fraction` meets more of them: {REMEDY}"
+        )
+        return dict(inputs)
+    _require_rows(inputs, size)
+    rows = _first_rows(labels, kept(size))
+    return {name: _cut(x, rows) if _has_length(x, size) else x for name, x in inputs.items()}
+
+
+def _require_rows(inputs: Mapping[str, Any], size: int) -> None:
+    for name, x in inputs.items():
+        if isinstance(x, Tensor) and x.ndim > 1 and len(x) not in (1, size):
+            raise ValueError(
+                "`ascent_fraction` must find one row for each example in every tensor, got "
+                f"`{name}` of shape {tuple(x.shape)} beside {size} examples: {REMEDY}"
+            )
+        inner = [] if isinstance(x, Tensor) or _has_length(x, size) else _tensors_in(x)
+        if any(_has_length(y, size) for y in inner):
+            raise ValueError(
+                "`ascent_fraction` must find tensors beside each other, got some of a row for "
+                f"each example inside `{name}`, a {type(x).__name__}: {REMEDY}"
+            )
+
+
+def _tensors_in(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, Mapping | list | tuple):
+        for inner in x.values() if isinstance(x, Mapping) else x:
+            yield from _tensors_in(inner)
+
+
+def _first_rows(labels: Any, kept: int) -> Tensor | slice:
+    """Return which rows are kept, without synchronising with the host."""
+    if not (isinstance(labels, Tensor) and labels.ndim and labels.dtype in SIGNED):
+        return slice(kept)
+    is_unlabelled = labels.eq(-100)
+    while is_unlabelled.ndim > 1:
+        is_unlabelled = is_unlabelled.all(dim=-1)
+    return is_unlabelled.int().argsort(stable=True)[:kept]
+
+
+def _cut(x: Any, rows: Tensor | slice) -> Any:
+    if isinstance(x, Tensor):
+        return x[rows if isinstance(rows, slice) else rows.to(x.device)]
+    kind = list if isinstance(x, list) else tuple
+    return x[rows] if isinstance(rows, slice) else kind(x[i] for i in rows.tolist())
+
+
+def _has_length(x: Any, size: int) -> bool:
+    is_row_wise = isinstance(x, list | tuple) or (isinstance(x, Tensor) and x.ndim > 0)
+    return is_row_wise and len(x) == size

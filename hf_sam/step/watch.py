@@ -1,0 +1,150 @@
+"""What a pass must leave alone: seen when it does not, and said."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Reversible
+from contextlib import contextmanager
+from itertools import count, islice
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from transformers.utils import logging
+
+from ..ascent.shards import local
+from .counted import counted_by
+from .holders import MOST, Holders
+from .parts import Parts
+from .replay import is_generator
+
+logger = logging.get_logger(__name__)
+DEPTH = 3  # of containers within each other
+Marks = dict[str, tuple[Any, ...]]  # of parameters, by name
+
+
+class Watch:
+    """Looks at the passes of a training: at the first optimizer step closely, then in passing."""
+
+    def __init__(self, *, is_twice: bool = True) -> None:
+        """See the first optimizer step next.
+
+        Args:
+            is_twice: Whether a micro-batch has two passes; of one, attributes may keep count.
+        """
+        self._is_close, self._is_twice = True, is_twice
+        self._changed: dict[str, str] = {}  # where an attribute lies, by its name
+
+    @contextmanager
+    def of_pass(self, parts: Parts, counted_once: Iterable[str]) -> Iterator[None]:
+        """Compare parameters, and at first attributes, before and after a pass.
+
+        Args:
+            parts: Of the model and of what trains with it.
+            counted_once: Attributes that may change.
+
+        Raises:
+            ValueError: Naming a parameter that the pass has changed.
+        """
+        parameters = _marks(parts, closely=self._is_close)
+        counted = frozenset(counted_once)
+        is_state_seen = self._is_close and self._is_twice
+        state = _state(parts.holders, counted) if is_state_seen else {}
+        yield
+        after = _marks(parts, closely=self._is_close)
+        changed = [name for name, mark in parameters.items() if after.get(name, mark) != mark]
+        if changed:
+            raise ValueError(
+                f"a pass must change no parameter, got one that changed `{changed[0]}`: under SAM "
+                "that would count twice, or be lost. Let an optimizer of its own step in a "
+                "callback (`on_optimizer_step`), keep what a forward pass moves (an average of "
+                "weights) in buffers, or set `rho=0`."
+            )
+        if is_state_seen:
+            now = _state(parts.holders, counted)
+            self._changed |= {
+                place[1]: place[0] for place in state if now.get(place) != state[place]
+            }
+
+    def end_step(self) -> bool:
+        """Say what the passes of the first optimizer step have changed, and whether this was it."""
+        was_close, self._is_close = self._is_close, False
+        if was_close and self._changed:
+            told = [f"`{name}` of {holder}" for name, holder in sorted(self._changed.items())]
+            names = ", ".join(f'"{name}"' for name in sorted(self._changed))
+            logger.warning(
+                f"Each pass changes {', '.join(told)}, and SAM makes two. If later passes depend "
+                "on what is kept there, have the second begin where the first did, and count once: "
+                f"`counted_once = (*SAMTrainer.counted_once, {names})` in the trainer's class."
+            )
+        return was_close
+
+
+def _marks(parts: Parts, *, closely: bool) -> Marks:
+    """Return what tells whether a parameter was written to; closely, also where torch is not told.
+
+    Writing to `param.data` counts no version. So the first step compares norms too.
+    """
+    marks: Marks = {}
+    for name, param in parts.watched.items():
+        own = param if is_lazy(param) else local(param)
+        # what is quantised is not trained, and may be packed anew by its first pass
+        if not is_lazy(param) and not param.is_inference() and own.is_floating_point():
+            mark = param._version, own.data_ptr() if _is_plain(own) else 0
+            marks[name] = (*mark, _numbers(own)) if closely else mark
+    return marks
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether torch's own kernels compute on it; a packed or a sparse one may have none for it."""
+    is_packed = tensor.is_meta or tensor.is_nested or tensor.is_quantized
+    is_torchs = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return is_torchs and not is_packed and tensor.layout == torch.strided
+
+
+def _numbers(tensor: Tensor) -> tuple[str, ...]:
+    """Return what two tensors of other values hardly share; waits for the device."""
+    if not _is_plain(tensor):
+        return ()
+    x = tensor.detach()
+    is_counting = not (x.is_floating_point() or x.is_complex())
+    x = x.float() if is_counting or x.dtype.itemsize == 1 else x  # float8 has no norm
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64  # which MPS has not
+    norm = torch.linalg.vector_norm(x, dtype=x.dtype if x.is_complex() else dtype)
+    return str(tuple(x.shape)), repr(x.sum().item()), repr(norm.item())
+
+
+def _state(holders: Holders, counted_once: frozenset[str]) -> dict[tuple[str, str], Any]:
+    """Return what plain attributes hold, by holder and name, as values that can be compared."""
+    known = {id(holder) for _, holder, _ in holders.attributes()}
+    state = {}
+    for name, holder, own in holders.attributes():
+        counted = counted_once.union(counted_by(holder))
+        told = "the trainer" if name == "trainer" else f"`{name}`" if name else "the model"
+        for attribute in own.keys() - counted:
+            state[told, attribute] = _comparable(own[attribute], known, DEPTH)
+    return state
+
+
+def _comparable(value: Any, known: set[int], depth: int) -> Any:
+    """Return a value to compare by, None for what is no state or is looked at elsewhere."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if isinstance(value, Tensor):
+        is_output = value.requires_grad  # of the last pass, or a parameter
+        return None if is_output else _numbers(local(value))
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.shape, crc32(np.ascontiguousarray(value).data)
+    if isinstance(value, count):
+        return repr(value)
+    if id(value) in known or depth == 0 or isinstance(value, nn.Module) or is_generator(value):
+        return None
+    if isinstance(value, Mapping):
+        value = [item for pair in value.items() for item in pair]
+    if isinstance(value, Collection) and not isinstance(value, type):
+        some = [
+            *islice(value, MOST),
+            *(islice(reversed(value), MOST) if isinstance(value, Reversible) else ()),
+        ]
+        return len(value), [_comparable(item, known, depth - 1) for item in some]
+    return None

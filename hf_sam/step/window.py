@@ -1,0 +1,135 @@
+"""The micro-batches of one optimizer step, remembered until their perturbation is known."""
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers.utils import logging
+
+from ..ascent.vectors import as_dense
+from .buffers import Buffers, Snapshot
+from .parts import Start
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a second pass needs to repeat the first."""
+
+    inputs: Mapping[str, Any]
+    num_items_in_batch: Tensor | int | None  # label items in the window, as the Trainer counts them
+
+
+def last_alone(micro_batches: Sequence[Any]) -> Any:
+    """Return the last one, by which the end of a window is known; None if it comes twice."""
+    last = micro_batches[-1] if micro_batches else None
+    return last if sum(other is last for other in micro_batches) == 1 else None
+
+
+@dataclass
+class Window:
+    """One optimizer step's micro-batches on one rank, as far as they have come.
+
+    The clean gradient is summed here and not in `p.grad`, which between the training steps of a
+    window never holds anything but the gradient to descend along. So a window that is given up
+    leaves nothing in the model.
+    """
+
+    scope: str  # what shares a perturbation: micro_batch, rank or global
+    length: int  # training steps in all
+    begun_at: int  # the Trainer's global step
+    buffers: Buffers
+    steps: int = 0  # training steps made
+    is_complete: bool = False  # the last micro-batch has had its clean pass
+    group: list[MicroBatch] = field(default_factory=list)  # they share the next perturbation
+    starts: list[Start] = field(default_factory=list)  # of their passes, aligned with `group`
+    clean_losses: list[Tensor] = field(default_factory=list)  # () each, likewise
+    clean_grad: list[Tensor | None] | None = None  # the group's, aligned with the parameters
+    leftovers: list[Tensor | None] | None = None  # that lay in `p.grad` when the window began
+    kept_clean_grad: list[Tensor | None] | None = None  # the same, for a method that descends by it
+    before: Snapshot = field(init=False)  # the buffers when it begins
+
+    def __post_init__(self) -> None:
+        """Remember the buffers."""
+        self.before = self.buffers.snapshot()
+
+    def warn_if_lost(self, step: int) -> None:
+        """Warn if the optimizer has stepped, to `step`, before this window was complete."""
+        if self.group and self.begun_at < step:
+            logger.warning(
+                f"Optimizer step {self.begun_at} had no gradient: its last micro-batch was "
+                f"skipped, for which `ascent_scope={self.scope}` waits. In micro_batch scope, "
+                "where the method has it, training steps may be skipped."
+            )
+
+    def add(self, micro_batch: MicroBatch, start: Start, clean_loss: Tensor) -> None:
+        """Add a micro-batch that has had its clean pass to the group."""
+        self.group.append(micro_batch)
+        self.starts.append(start)
+        self.clean_losses.append(clean_loss)
+
+    def count(self, *, is_last: bool) -> None:
+        """Note a training step; `is_last` if it is known to be the window's last."""
+        self.steps += 1
+        self.is_complete = self.steps == self.length or is_last
+
+    @contextmanager
+    def undone_if_it_fails(self) -> Iterator[None]:
+        """Put the buffers back as before the window if the block fails, by Ctrl-C too.
+
+        A micro-batch whose clean pass fails is left out of its window, if training goes on.
+        """
+        try:
+            yield
+        except BaseException:
+            self.buffers.put_back(self.before)
+            raise
+
+    def add_leftovers(
+        self, params: Mapping[str, Tensor], outside: Container[str], accelerator: Accelerator
+    ) -> None:
+        """Add, averaged over the ranks, what an unfinished window before this one has left.
+
+        Args:
+            params: Those that `leftovers` are of, by name.
+            outside: Names of those whose gradients are each rank's own.
+            accelerator: Which averages the others as a backward pass would have.
+        """
+        pairs = zip(params.items(), self.leftovers or [], strict=False)
+        for (name, param), left in [(item, left) for item, left in pairs if left is not None]:
+            is_own = name in outside or isinstance(left, DTensor)
+            mean = left if is_own else accelerator.reduce(left, "mean")
+            param.grad = mean if param.grad is None else param.grad + mean
+
+    def average_over_ranks(
+        self, params: Mapping[str, Tensor], names: Container[str], accelerator: Accelerator
+    ) -> None:
+        """Average clean gradients that the model's wrapper knows nothing of, in place.
+
+        Args:
+            params: The parameters that `clean_grad` is of, by name.
+            names: Of those that are meant.
+            accelerator: Which averages them as a backward pass would have.
+        """
+        assert self.clean_grad is not None
+        for i, (name, param) in enumerate(params.items()):
+            if name in names and accelerator.num_processes > 1:
+                own = self.clean_grad[i]
+                dense = torch.zeros_like(param) if own is None else as_dense(own)
+                self.clean_grad[i] = accelerator.reduce(dense, "mean")
+
+    def take_group(
+        self,
+    ) -> tuple[list[tuple[MicroBatch, Start]], list[Tensor], list[Tensor | None]]:
+        """Return micro-batches, clean losses and clean gradient of the group; the next is empty."""
+        assert self.clean_grad is not None
+        pairs = list(zip(self.group, self.starts, strict=True))
+        taken = pairs, self.clean_losses, self.clean_grad
+        self.group, self.starts, self.clean_losses, self.clean_grad = [], [], [], None
+        return taken

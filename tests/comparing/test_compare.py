@@ -1,0 +1,314 @@
+"""A comparison: its plan, its statistics, and what an interruption does to it."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from images import TINY, write_parquet
+from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
+from places import SUPPORT
+
+from hf_sam.comparing import compare
+from hf_sam.comparing.comparison import Comparison, Trial, comparison_table
+from hf_sam.comparing.paired import paired_table
+from hf_sam.comparing.plan import Arm, parse_plan
+from hf_sam.comparing.plots import plot_comparison
+from hf_sam.reporting.interval import Interval
+from hf_sam.vision import ImageDataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parquet(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    compare.main(plan(data, folder))
+    return folder
+
+
+def without_seconds(record: Path) -> dict[str, Any]:
+    times = ("seconds", "train_overhead")
+    return {n: v for n, v in json.loads(record.read_text()).items() if n not in times}
+
+
+def timeless(folder: Path) -> dict[str, Any]:
+    """All that was written of a comparison but how long it took and where."""
+    values = json.loads((folder / "comparison.json").read_text())
+    for entry in (values, values["record"]):
+        entry["command"] = entry["command"].replace(str(folder), "OUTPUT_DIR")
+    for entry in (values["record"], *values["results"]):
+        del entry["seconds"]
+    del values["record"]["train_overhead"]
+    return values
+
+
+def test_killed_again_and_again_ends_with_the_same_table(
+    data: Path, straight: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "out" / "sweep" / "sam-rho=0.1-seed0" / "options.1.tmp"
+    half.parent.mkdir(parents=True)
+    half.touch()  # of a life that ended while it wrote
+    script = str(SUPPORT / "interrupted_compare.py")
+    counted = tmp_path / "steps"
+    done = subprocess.run(
+        [sys.executable, script, str(data), str(tmp_path / "out"), str(counted), "0"],
+        check=True, timeout=240, capture_output=True, text=True,
+    )  # fmt: skip
+    lives = int(re.search(r"lives: (\d+)", done.stdout)[1])
+    assert lives >= 3, "it was not killed"
+    assert "resuming from" in done.stderr, "no run was killed after its first epoch"
+    assert timeless(tmp_path / "out") == timeless(straight)
+    for record in straight.rglob("run.json"):
+        other = tmp_path / "out" / record.relative_to(straight)
+        assert without_seconds(other) == without_seconds(record), "to the last digit of the loss"
+        weights = [path.with_name("model.safetensors").read_bytes() for path in (record, other)]
+        assert weights[0] == weights[1]
+    runs = 2 + 2 * SEEDS
+    most = runs * EPOCHS * STEPS + lives * STEPS
+    assert runs * EPOCHS * STEPS <= len(counted.read_text()) <= most
+
+
+def test_finished_runs_are_skipped_and_others_options_are_refused(
+    data: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in straight.rglob("run.json")}
+    compare.main(plan(data, straight))
+    assert before == {p: p.stat().st_mtime_ns for p in straight.rglob("run.json")}
+    assert capsys.readouterr().out.count("finished before") == len(before) == 6
+    with pytest.raises(SystemExit, match="holds a run with other options"):
+        compare.main([*plan(data, straight), "--learning_rate", "0.3"])
+
+
+def test_a_plan_in_a_file_is_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("holdout: 0.25")
+    with pytest.raises(SystemExit, match="`holdout` is set by the plan"):
+        compare.main(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_an_edited_file_is_noticed_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("weight_decay: 0.1")
+    words = [*plan(data, tmp_path / "out"), "--config", str(config), "--seeds", "1"]
+    words += ["--arms", "base", "--num_train_epochs", "1"]
+    words.remove("--sweep")
+    words.remove("rho=0.1,0.5")
+    compare.main(words)
+    config.write_text("weight_decay: 0.2")
+    with pytest.raises(SystemExit, match="other options, `weight_decay` 0.1 and not 0.2"):
+        compare.main([*words, "--seeds", "2"])
+    assert not (tmp_path / "out" / "base-seed1").exists()
+
+
+@pytest.mark.parametrize("file", ["thesis.txt", "run.json"])
+def test_a_strangers_folder_is_left_alone(file: str, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "sweep" / "sam-rho=0.5-seed0"
+    folder.mkdir(parents=True)
+    (folder / file).write_text("{}")
+    with pytest.raises(SystemExit, match="must be empty or hold a run of this plan"):
+        compare.main(plan(data, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
+
+
+def test_what_is_written(straight: Path) -> None:
+    comparison = Comparison.read(straight / "comparison.json")
+    assert comparison.arms == ["base", "sam"]
+    assert [len(comparison.of(arm)) for arm in comparison.arms] == [SEEDS, SEEDS]
+    costs = {r.arm: r.gradient_evaluations for r in comparison.results}
+    assert costs == {"base": EPOCHS * STEPS, "sam": 2 * EPOCHS * STEPS}
+    best = min(comparison.trials, key=lambda trial: trial.held_out_error)
+    assert comparison.of("sam")[0].settings == {**best.settings, "learning_rate": "0.02"}
+    assert comparison.of("base")[0].settings == {"rho": "0", "learning_rate": "0.02"}
+    assert not list(straight.rglob("checkpoint-*"))
+    card = (straight / "sam-seed0" / "README.md").read_text()
+    assert comparison_table(comparison) in card
+    assert (straight / "comparison.png").stat().st_size > 5000
+    held_out = json.loads((straight / "sweep" / "sam-rho=0.1-seed0" / "run.json").read_text())
+    assert (held_out["train_examples"], held_out["eval_examples"]) == (7, 1)
+    for result in comparison.results:
+        assert result.errors is not None
+        assert result.errors.split == "test"
+        assert len(result.errors.wrong) == round(result.error / 100 * result.errors.examples)
+    assert "Image by image" in card
+    assert paired_table(comparison) in card
+
+
+def test_a_run_that_is_refused_is_named(data: Path, tmp_path: Path) -> None:
+    argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(
+        SystemExit, match="hf-sam compare: layers-seed0: `perturb` must be all alone"
+    ):
+        compare.main([*argv, "--seeds", "1", "--arm", "layers", "perturb=x9", "--arms", "layers"])
+
+
+def test_runs_shorter_than_their_clock_are_plotted(straight: Path, tmp_path: Path) -> None:
+    comparison = Comparison.read(straight / "comparison.json")
+    instant = [replace(result, seconds=0.0) for result in comparison.results]
+    plot_comparison(replace(comparison, results=instant), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_arms_share_start_and_batches(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first clean loss is the same with SAM and without, and another with another seed."""
+    seen: dict[str, list[tuple[int, int]]] = {}
+    fetch = ImageDataset.__getitem__
+
+    def noted(images: ImageDataset, index: int) -> dict[str, Any]:
+        if images.split == "train":
+            seen[running[-1]].append((int(images.epoch), index))
+        return fetch(images, index)
+
+    running: list[str] = []
+    monkeypatch.setattr(ImageDataset, "__getitem__", noted)
+    train = compare.train
+
+    def train_noted(argv: list[str], **told: Any) -> Any:
+        running.append(Path(next(w for w in argv if w.startswith("--output_dir="))).name)
+        seen[running[-1]] = []
+        return train(argv, **told)
+
+    monkeypatch.setattr(compare, "train", train_noted)
+    one_epoch = ["--logging_steps=1", "--num_train_epochs=1", "--arms", "base_2x"]
+    compare.main([*plan(data, tmp_path), *one_epoch])
+    base, sam, longer = (seen[f"{arm}-seed0"] for arm in ("base", "sam", "base_2x"))
+    assert base == sam == longer[: len(base)]
+    assert len(longer) == 2 * len(base) == 2 * 4 * STEPS
+    assert base != seen["base-seed1"]
+    first = {
+        run: json.loads((tmp_path / run / "trainer_state.json").read_text())["log_history"][0]
+        for run in ("base-seed0", "sam-seed0", "base-seed1")
+    }
+    losses = {run: entry["loss"] for run, entry in first.items()}
+    assert losses["base-seed0"] == losses["sam-seed0"] != losses["base-seed1"]
+    assert "perturbed_loss" in first["sam-seed0"]
+
+
+PLANS = [
+    ("", {"base": 1, "base_2x": 2, "sam": 2}),
+    ("--max_steps 10", {"base": 1, "base_2x": 2, "sam": 2}),
+    ("--arms base sam", {"base": 1, "sam": 2}),
+    ("--arm mixup rho=0 mixup=0.2", {"base": 1, "base_2x": 2, "sam": 2, "mixup": 1}),
+    ("--arm long num_train_epochs=45 --arms long", {"long": 6}),
+]
+
+
+@pytest.mark.parametrize(("options", "costs"), PLANS, ids=[p[0] or "-" for p in PLANS])
+def test_arms_and_their_cost(options: str, costs: dict[str, float]) -> None:
+    made = parse_plan(options.split())
+    assert {arm.name: made.cost(arm.options) for arm in made.arms} == costs
+
+
+def test_grid_concerns_an_arm_where_it_can() -> None:
+    words = "--sweep rho=0.1,0.2 learning_rate=1,2,3 --arm fixed rho=0.3 --arm sgd rho=0"
+    made = parse_plan(words.split())
+    trials = {arm.name: len(made.trials(arm)) for arm in made.arms}
+    assert trials == {"base": 3, "base_2x": 3, "sam": 6, "fixed": 3, "sgd": 3}
+    assert parse_plan([]).trials(made.arms[2]) == []
+
+
+REFUSED = [
+    ("--rho 0", "`rho` must be > 0 here"),
+    ("--seeds 0", "`seeds` must be >= 1"),
+    ("--sweep_seeds 0", "`sweep_seeds` must be >= 1"),
+    ("--seed 3", "`seed` is set by the plan"),
+    ("--data_seed 3", "`data_seed` is set by the plan"),
+    ("--load_best_model_at_end --eval_strategy epoch", "`load_best_model_at_end` is set by"),
+    ("--arm new holdout=0.2", "`holdout` is the same for all arms"),
+    ("--arm new hub_token=x", "`hub_token` is the same for all arms"),
+    ("--arm new seed=1", "`seed` is the same for all arms"),
+    ("--arm ../new rho=1", "`--arm` must have a name of letters and digits"),
+    ("--arm rho=0.3", "`--arm` must have a name of letters and digits"),
+    ("--arm new model=a/b", "without slashes, got"),
+    ("--arm new max_steps=5", "`max_steps` has no effect here"),
+    ("--max_steps 9 --arm new num_train_epochs=5", "`num_train_epochs` has no effect here"),
+    ("--sweep num_train_epochs=1,2", "`--sweep` must name each option once, and not"),
+    ("--sweep rho=0.1 --sweep rho=0.2", "`--sweep` must name each option once"),
+    ("--num_train_epochs 0", "`num_train_epochs` must be > 0"),
+    ("--config missing.yaml", "cannot be read as YAML"),
+    ("--holdout=0.2", "`holdout` is set by the plan"),
+    ("--arms sma", "`arms` must be of base, base_2x, sam, got sma"),
+    ("--sweep rho", "settings must be written NAME=VALUE, without slashes, got rho"),
+    ("--sweep smm:rho=1", "`--sweep` must name an arm before the colon, got smm"),
+    ("--sweep sam:rho=1 sam:rho=2", "`--sweep` must name each option once"),
+    ("--arm new rho=1 seeds=9", "`seeds` of the arm new must be from 1 to 5, got 9"),
+    ("--arm new rho=1 seeds=x", "`seeds` of the arm new must be from 1 to 5, got x"),
+    ("--sweep roh=1,2", "unknown option --roh"),
+    ("--arm new roh=1", "unknown option --roh"),
+    ("--learning_rat 1", "unknown option --learning_rat"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[o for o, _ in REFUSED])
+def test_refused_before_anything_is_trained(options: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        compare.main([*options.split(), "--output_dir", str(tmp_path / "out")])
+    assert message in str(stop.value.code)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_chosen_by_the_mean_over_seeds() -> None:
+    errors = {"0.1": (10.0, 30.0), "0.2": (18.0, 20.0), "0.3": (19.0, 19.0), "0.4": (15.0, 40.0)}
+    trials = [
+        Trial("sam", {"rho": rho}, error, seed)
+        for rho, of_seeds in errors.items()
+        for seed, error in enumerate(of_seeds)
+    ]
+    other = [Trial("asam", {"rho": "0.4"}, 1.0, 0)]
+    arm = Arm("sam", {}, range(2))
+    assert compare.choose(arm, trials + other) == {"rho": "0.2"}, "the first of equals"
+    assert compare.choose(Arm("none", {"rho": "0"}, range(2)), trials) == {"rho": "0"}
+
+
+def test_an_arm_may_have_a_grid_and_seeds_of_its_own() -> None:
+    words = (
+        "--sweep rho=0.1,0.2 learning_rate=1,2 base:learning_rate=1,2,3,4 norm:rho=5,6 --seeds 5"
+    )
+    plan = parse_plan([*words.split(), "--arm", "norm", "perturb=norm", "seeds=3"])
+    values = {
+        arm.name: (len(arm.seeds), [tuple(point.values()) for point in plan.trials(arm)])
+        for arm in plan.arms
+    }
+    common = [("0.1", "1"), ("0.1", "2"), ("0.2", "1"), ("0.2", "2")]
+    assert values == {
+        "base": (5, [("1",), ("2",), ("3",), ("4",)]),
+        "base_2x": (5, [("1",), ("2",)]),
+        "sam": (5, common),
+        "norm": (3, [("5", "1"), ("5", "2"), ("6", "1"), ("6", "2")]),
+    }
+    assert dict(plan.arms[3].options) == {"perturb": "norm"}
+
+
+@pytest.mark.parametrize(
+    ("options", "cost"),
+    [
+        ("ascent_interval=5", 1.2),
+        ("ascent_start=0.8", 1.2),
+        ("ascent_fraction=0.25", 1.25),
+        ("method=msam", 1.0),
+        ("method=gsam", 2.0),
+        ("max_overhead=1.25", 1.25),
+        ("method=rst method_args=p=0.5", 1.5),
+    ],
+)
+def test_cost_of_a_method(options: str, cost: float) -> None:
+    plan = parse_plan(["--arm", "new", *options.split()])
+    assert plan.cost(plan.arms[3].options) == pytest.approx(cost, abs=0.05)
+
+
+def test_interval_is_students() -> None:
+    """By hand: of 1, 2, 3 the standard error is 1/sqrt(3), the quantile at 2 degrees 4.302653."""
+    interval = Interval.of([1.0, 2.0, 3.0])
+    assert (interval.mean, interval.n) == (2.0, 3)
+    assert interval.half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert str(Interval.of([35.714])) == "35.71"
+    assert f"{interval}" == str(interval) == "2.00 ± 2.48"
+    assert f"{interval:.3g}" == "2 ± 2.48"
