@@ -13,7 +13,6 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from .ascent.perturbation import gradients_set_aside, perturbed, put_gradients, take_gradients
 from .ascent.schedule import AscentSchedule
-from .backends.distributed import before_clean_pass, is_sharded, leave_buffers_alone, on_shards
 from .config import SAMArguments
 from .reporting.model_card import add_sam_to_card
 from .step.ascent import Ascent
@@ -65,7 +64,7 @@ class SAMMixin(AnyTrainer):
     _overhead, _walk, _watch = Overhead(torch.device("cpu")), Walk(), Watch()
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
-    _is_supported = _is_sharded = False
+    _is_supported = False
     _is_called: bool | None = None  # `training_step`, since the first window was fetched
     current_gradient_accumulation_steps = 1  # until the Trainer fetches a window
 
@@ -103,9 +102,8 @@ class SAMMixin(AnyTrainer):
             check_backend(self, self.sam_arguments)
             self._check_model(model)
         leave_evaluation(self.optimizer)
-        sharded = on_shards(model) if self._is_sharded else nullcontext()
-        with self._overhead.step(), sharded:
-            parts = self._walk.parts_of(model, self)
+        parts = self._walk.parts_of(model, self)
+        with self._overhead.step(), parts.engine.step():
             window, micro_batch = self._window_of(parts), MicroBatch(inputs, num_items_in_batch)
             with window.undone_if_it_fails():
                 if self._ascent.method.has_clean_pass and (self._rho > 0 or window.group):
@@ -198,7 +196,7 @@ class SAMMixin(AnyTrainer):
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator.gather)
         self.ascent_schedule = planned_schedule(self, self.sam_arguments)
-        self._is_sharded, self._is_supported = is_sharded(model), True
+        self._is_supported = True
 
     @property
     def gradient_evaluations(self) -> int:
@@ -214,7 +212,7 @@ class SAMMixin(AnyTrainer):
     def _window_of(self, parts: Parts) -> Window:
         """Return the window that a training step belongs to."""
         if self._window is None or self._window.is_complete:  # which it is after an exception
-            default = "global" if self._is_sharded else self._ascent.method.scope
+            default = parts.engine.default_scope or self._ascent.method.scope
             scope = self.sam_arguments.ascent_scope or default
             length = self.current_gradient_accumulation_steps
             self._window = Window(scope, length, self.state.global_step, parts.buffers)
@@ -226,9 +224,8 @@ class SAMMixin(AnyTrainer):
         self, model: nn.Module, parts: Parts, micro_batch: MicroBatch, *, reduced: bool
     ) -> Tensor:
         """Make a plain training step; `reduced` lets ranks synchronise where the Trainer does."""
-        reduced = reduced or self._is_sharded  # FSDP2 has no gradient that is not reduced
-        unreduced = nullcontext() if reduced else self.accelerator.no_sync(model)
-        with self._watch.of_pass(parts, self.counted_once), unreduced:
+        alone = parts.engine.one_pass(self.accelerator, reduced=reduced)
+        with self._watch.of_pass(parts, self.counted_once), alone:
             inputs = copy.copy(micro_batch.inputs)
             return super().training_step(model, inputs, micro_batch.num_items_in_batch)
 
@@ -239,8 +236,9 @@ class SAMMixin(AnyTrainer):
         params, is_global = parts.trainable, window.scope == "global"
         is_whole = self.ascent_schedule.fraction == 1
         share = copied(share_of(self, micro_batch, self.ascent_schedule))
-        before_clean_pass(parts.ddp, params.values(), reduced=is_global)
-        start = parts.start(window.before if window.steps == 0 and not parts.ddp else None)
+        parts.engine.before_clean_pass(params.values(), reduced=is_global)
+        is_unmoved = window.steps == 0 and not parts.engine.broadcasts_buffers
+        start = parts.start(window.before if is_unmoved else None)
         with gradients_set_aside([*params.values(), *parts.others]):
             put_gradients(params.values(), window.clean_grad)
             with self._overhead.plain_pass() if is_whole else parts.undone(start):
@@ -270,7 +268,7 @@ class SAMMixin(AnyTrainer):
         losses = []
         with perturbed(params.values(), perturbation):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
-            leave_buffers_alone(parts.ddp)
+            parts.engine.before_perturbed_passes()
             for i, (micro_batch, start) in enumerate(group, start=1):
                 counted = parts.undone(start) if is_whole else self._overhead.plain_pass()
                 with counted, replayed(start.draws) if replays else nullcontext():

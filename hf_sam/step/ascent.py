@@ -5,12 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ascent.fidelity import is_low_precision, perturbation_fidelity, require_fidelity
+from ..ascent.fidelity import is_low_precision, perturbation_fidelity
 from ..ascent.methods import Memory
 from ..ascent.perturbation import compute_perturbation, take_gradients
 from ..ascent.selection import perturbed_parameters
 from ..ascent.vectors import Vector, gradient_norm, multiply
 from ..config import SAMArguments
+from .rounding import require_fidelity
 
 Params = Mapping[str, Tensor]  # the trainable parameters by name
 

@@ -10,8 +10,7 @@ from transformers import DataCollatorWithFlattening, Trainer
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_sagemaker_mp_enabled, logging
 
-from ..backends.distributed import (
-    is_sharded,
+from ..backends.rules import (
     require_one_perturbation,
     require_supported_backend,
     require_supported_model,
@@ -82,8 +81,9 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
     method, optimizer = sam.chosen_method, base_optimizer(trainer)
     scope, is_global = sam.ascent_scope, method.scope == "global"
     effective = "global" if scope is None and is_global else scope
-    require_supported_model(
-        model, parts.params, scope=effective, accumulation=accumulation, ranks=ranks
+    require_supported_model(model, parts.params)
+    parts.engine.require_supported(
+        parts.params, scope=effective, accumulation=accumulation, ranks=ranks
     )
     if not parts.trainable:
         raise ValueError(
@@ -103,8 +103,6 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
             f"SparseAdam must find sparse gradients, got {sam.method}, which makes them dense: use "
             "another optimizer, or the method sam."
         )
-    if is_sharded(model):
-        logger.info("The parameters are sharded: `ascent_scope` is global.")
 
 
 def _check_outside(sam: SAMArguments, parts: Parts, ranks: int) -> None:

@@ -7,9 +7,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..backends.distributed import use_shards, wrapper_in
+from ..backends import Engine, engine_of
 from .buffers import Buffers, Snapshot
 from .counted import Counted, Values, unlogged
 from .holders import Holders
@@ -36,7 +35,7 @@ class Parts:
     others: list[Tensor]  # that something else trains, as an optimizer in a callback
     watched: dict[str, Tensor]  # all parameters that a pass can reach, trained or not
     devices: set[torch.device]  # that parameters lie on
-    ddp: DistributedDataParallel | None
+    engine: Engine
     holders: Holders
     buffers: Buffers  # of all modules that a pass can reach
     counted: Counted
@@ -51,9 +50,10 @@ class Parts:
             trainer: With `counted_once`.
             optimized: The optimizer's parameters.
         """
-        use_shards(model)  # after an evaluation weights lie gathered, which nothing optimizes
+        engine = engine_of(model)
         bare = trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
-        params = {n.replace("_orig_mod.", ""): param for n, param in bare.named_parameters()}
+        with engine.step():  # an evaluation may have left other weights there
+            params = {n.replace("_orig_mod.", ""): param for n, param in bare.named_parameters()}
         holders = Holders.of(bare, trainer)
         outside = _outside(params, holders, optimized)
         params |= outside
@@ -67,7 +67,7 @@ class Parts:
             others=[param for param in holders.names if id(param) not in ids],
             watched=watched,
             devices={param.device for param in params.values()},
-            ddp=wrapper_in(model.modules()),
+            engine=engine,
             holders=holders,
             buffers=Buffers(modules),
             counted=Counted(holders, trainer.counted_once, shared),

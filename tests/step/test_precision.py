@@ -154,7 +154,7 @@ def bfloat16_trainer(folder: Path, rho: float, **settings: Any) -> Trainer:
 
 def test_low_precision_weights_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("hf_sam.ascent.fidelity.logger.warning", warnings.append)
+    monkeypatch.setattr("hf_sam.step.rounding.logger.warning", warnings.append)
     with pytest.raises(ValueError, match=r"got \d+% of its norm.*allow_rounded_perturbation=True"):
         bfloat16_trainer(tmp_path, 1e-4).train()
     assert not warnings
