@@ -199,7 +199,8 @@ def test_records_without_errors_make_the_card_they_made(chosen: Path, tmp_path: 
 
 
 TWO = """
-import os, sys, compare, finetune
+import os, sys
+from hf_sam.comparing import compare
 for name in sys.argv[1:3]:
     if os.fork() == 0:
         sys.stdout = open(name, "w")
@@ -258,7 +259,7 @@ def test_what_another_process_trains_is_not_touched(
     made = parse_plan(words)
     folder.mkdir(parents=True)
     note_options(folder, asked(*made.parsed({"rho": "0", "seed": "0"})), resumed=False)
-    code = "from folder import claimed; from pathlib import Path; import time\n"
+    code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path; import time\n"
     code += f"with claimed(Path({str(folder)!r})):\n"
     code += f"    Path({str(folder / 'half')!r}).touch(); print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

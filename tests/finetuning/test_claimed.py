@@ -52,7 +52,7 @@ def test_no_path_leads_past_the_lock(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
-    code = "from folder import claimed; from pathlib import Path; import time\n"
+    code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path; import time\n"
     code += f"with claimed(Path({str(tmp_path / 'out')!r})): print('held', flush=True); input()"
     path = os.pathsep.join(sys.path)
     other = subprocess.Popen(

@@ -102,5 +102,5 @@ def test_options_are_printed_and_nothing_is_loaded(
 def test_options_that_do_not_do_are_not_printed() -> None:
     assert "unknown option --rhoo" in message_of(["--rhoo", "1", "--print_config"])
     assert "`rho` must be >= 0" in message_of(["--rho", "-1", "--print_config"])
-    with pytest.raises(ValueError, match=r"`print_config` is finetune\.py's: leave it out"):
+    with pytest.raises(ValueError, match=r"`print_config` is hf-sam finetune's: leave it out"):
         plan.parse_plan(["--print_config"])

@@ -12,7 +12,8 @@ from torch.distributed.tensor import distribute_tensor
 from transformers import TrainerCallback
 
 from hf_sam import SAMTrainer
-from hf_sam.backends.distributed import require_supported_backend, require_supported_model
+from hf_sam.backends import engine_of
+from hf_sam.backends.rules import require_supported_backend
 
 ALONE = {"context": 1, "sequence": 1, "tensor": 1}
 
@@ -50,7 +51,7 @@ def test_sharded_parameters() -> None:
         model.weight = torch.nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
         given = {"scope": "micro_batch", "accumulation": 1, "ranks": 1}
         with pytest.raises(ValueError, match="sharded by FSDP2 alone, got `weight` beside it"):
-            require_supported_model(model, dict(model.named_parameters()), **given)
+            engine_of(model).require_supported(dict(model.named_parameters()), **given)
     finally:
         dist.destroy_process_group()
 

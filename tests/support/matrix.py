@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from trainers import KINDS, with_attention
 from transformers import PrinterCallback, Trainer
 
-from hf_sam.backends.distributed import require_supported_backend
+from hf_sam.backends.rules import require_supported_backend
 from hf_sam.config import ASCENT_SCOPES
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "compatibility.md"
