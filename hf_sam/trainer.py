@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Trainer
 
-from .ascent.perturbation import gradients_set_aside, perturbed, put_gradients, take_gradients
+from .ascent.perturbation import take_gradients
 from .ascent.schedule import AscentSchedule
 from .config import SAMArguments
 from .reporting.model_card import add_sam_to_card
@@ -194,7 +194,8 @@ class SAMMixin(AnyTrainer):
         self._watch = Watch(is_twice=self.sam_arguments.chosen_method.has_clean_pass)
         check_model(self, self.sam_arguments, model, self._walk.parts_of(model, self))
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        self._ascent = Ascent(self.sam_arguments, bare, self.accelerator.gather)
+        engine = self._walk.parts_of(model, self).engine
+        self._ascent = Ascent(self.sam_arguments, bare, self.accelerator.gather, engine)
         self.ascent_schedule = planned_schedule(self, self.sam_arguments)
         self._is_supported = True
 
@@ -233,42 +234,42 @@ class SAMMixin(AnyTrainer):
         self, model: nn.Module, parts: Parts, window: Window, micro_batch: MicroBatch
     ) -> Tensor:
         """Add a micro-batch's gradient at w to the window's, and return its loss."""
-        params, is_global = parts.trainable, window.scope == "global"
+        weights, engine, is_global = parts.weights, parts.engine, window.scope == "global"
         is_whole = self.ascent_schedule.fraction == 1
         share = copied(share_of(self, micro_batch, self.ascent_schedule))
-        parts.engine.before_clean_pass(params.values(), reduced=is_global)
-        is_unmoved = window.steps == 0 and not parts.engine.broadcasts_buffers
+        engine.before_clean_pass(weights, reduced=is_global)
+        is_unmoved = window.steps == 0 and not engine.broadcasts_buffers
         start = parts.start(window.before if is_unmoved else None)
-        with gradients_set_aside([*params.values(), *parts.others]):
-            put_gradients(params.values(), window.clean_grad)
+        with engine.gradients_apart(weights, parts.others, window.clean_grad):
             with self._overhead.plain_pass() if is_whole else parts.undone(start):
                 loss = self._pass(model, parts, share, reduced=is_global)
-            window.clean_grad = self._ascent.take_clean_grad(params)
+            window.clean_grad = self._ascent.used(weights, engine.take_gradients(weights))
         window.add(micro_batch, start, loss)
         return loss
 
     def _only_pass(self, model: nn.Module, parts: Parts, micro_batch: MicroBatch) -> Tensor:
         """Make the pass at w + epsilon where epsilon is known without a clean pass."""
-        params, state = parts.trainable, base_optimizer(self).state
-        perturbation = self._ascent.from_memory(params, state, rho=self._rho)
-        with perturbed(params.values(), perturbation), self._overhead.plain_pass():
+        weights, state = parts.weights, base_optimizer(self).state
+        perturbation = self._ascent.from_memory(weights, state, rho=self._rho)
+        with parts.engine.perturbed(weights, perturbation), self._overhead.plain_pass():
             del perturbation
             return self._pass(model, parts, micro_batch, reduced=True)
 
     def _descend_from_perturbed(self, model: nn.Module, parts: Parts, window: Window) -> None:
         """Add to `p.grad` the gradients at w + epsilon of the micro-batches that share epsilon."""
-        params, rho, scale = parts.trainable, self._rho, loss_scale(self, window)
+        weights, engine, rho = parts.weights, parts.engine, self._rho
+        scale = loss_scale(self, window) * engine.loss_scale()
         is_whole = self.ascent_schedule.fraction == 1
         replays = self.sam_arguments.replay_rng and is_whole  # of a share other masks are drawn
         if window.scope == "global":
-            window.average_over_ranks(params, parts.outside, self.accelerator)
+            window.average_over_ranks(weights, parts.outside, self.accelerator)
         group, clean_losses, clean_grad = window.take_group()
         window.kept_clean_grad = self._ascent.kept(clean_grad)
-        perturbation, norm = self._ascent.from_clean_grad(params, clean_grad, rho=rho, scale=scale)
+        perturbation, norm = self._ascent.from_clean_grad(weights, clean_grad, rho=rho, scale=scale)
         losses = []
-        with perturbed(params.values(), perturbation):
+        with engine.perturbed(weights, perturbation):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
-            parts.engine.before_perturbed_passes()
+            engine.before_perturbed_passes()
             for i, (micro_batch, start) in enumerate(group, start=1):
                 counted = parts.undone(start) if is_whole else self._overhead.plain_pass()
                 with counted, replayed(start.draws) if replays else nullcontext():
@@ -280,11 +281,13 @@ class SAMMixin(AnyTrainer):
 
     def _finish(self, parts: Parts, window: Window) -> None:
         """Leave in `p.grad` what the base optimizer descends along, and forget the window."""
-        self._ascent.finish(parts.trainable, window.kept_clean_grad)
+        with parts.engine.descent_gradients(parts.weights):
+            self._ascent.finish(parts.weights, window.kept_clean_grad)
         window.add_leftovers(parts.trainable, parts.outside, self.accelerator)
         parts.buffers.look(window.before)
         if self._watch.end_step():
             self._walk.forget()
+        parts.engine.end_step()
         self._window = None
 
 

@@ -32,7 +32,7 @@ OPTIONAL = {
     "timm": {"vision", "finetuning"},
     "matplotlib": {"diagnostics", "comparing"},
     "evaluate": {"metrics"},
-    "deepspeed": set(),
+    "deepspeed": {"backends"},
 }
 
 

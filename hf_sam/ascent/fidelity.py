@@ -8,23 +8,33 @@ from torch import Tensor
 from .shards import Layout, by_layout, local, sum_over_shards
 
 
-def is_low_precision(params: Iterable[Tensor]) -> bool:
-    """Say whether a parameter has fewer bits than float32."""
+def is_low_precision(params: Iterable[Tensor], pass_dtype: torch.dtype | None = None) -> bool:
+    """Say whether a pass is made on weights of fewer bits than float32.
+
+    Args:
+        params: The weights w.
+        pass_dtype: That of the weights in a pass; None where it is their own.
+    """
+    if pass_dtype is not None:
+        return pass_dtype.itemsize < 4
     return any(p.is_floating_point() and p.element_size() < 4 for p in params)
 
 
 @torch.no_grad()
 def perturbation_fidelity(
-    params: Iterable[Tensor], perturbation: Iterable[Tensor | None]
+    params: Iterable[Tensor],
+    perturbation: Iterable[Tensor | None],
+    pass_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Compare w + epsilon - w, as the weights' dtype rounds it, with epsilon.
+    """Compare w + epsilon - w, as passes round both, with epsilon.
 
-    In bfloat16 a weight of 0.02 has neighbours 1e-4 away: what moves it less is lost, and what
-    moves it more is rounded.
+    In bfloat16 a weight of 0.02 has neighbours 1e-4 away: what moves it less is lost or, where w
+    itself is rounded, moves it by as much all the same.
 
     Args:
         params: The weights w.
         perturbation: Epsilon, one tensor for each parameter, of its shape, or None.
+        pass_dtype: That of the weights in a pass; None where it is their own.
 
     Returns:
         Of shape (2,) on the host: the L2 norm of what is realised over that of epsilon, and the
@@ -37,8 +47,9 @@ def perturbation_fidelity(
             continue
         (layout,) = by_layout([param])
         weights, intended = local(param), local(epsilon).float()
-        moved = (weights + local(epsilon)).to(weights.dtype)  # as `perturbed` rounds it
-        realised = moved.float() - weights.float()
+        dtype = pass_dtype or weights.dtype
+        moved = (weights + local(epsilon)).to(dtype)  # as the engine rounds it
+        realised = moved.float() - weights.to(dtype).float()
         products = (realised * realised, realised * intended, intended * intended)
         sums[layout] = sums.get(layout, 0) + torch.stack([x.sum() for x in products])
     whole = [sum_over_shards(parts, layout).cpu() for layout, parts in sums.items()]

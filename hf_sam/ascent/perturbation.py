@@ -6,7 +6,7 @@ weights, g the gradient at w, T the scaling of ASAM, p the norm that bounds epsi
 """
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,28 +40,21 @@ def require_valid_ascent(*, rho: float, eta: float, perturbation_norm: float) ->
         )
 
 
-def take_gradients(
-    params: Iterable[Tensor], only: Container[Tensor] | None = None
-) -> list[Tensor | None]:
+def take_gradients(params: Iterable[Tensor]) -> list[Tensor | None]:
     """Take the gradients off the parameters, which are left with none.
 
     Args:
         params: The parameters, in the order of the result.
-        only: Those whose gradients are wanted; None for all.
 
     Returns:
-        The gradient tensors themselves, no copies; None for a parameter that had none, or whose
-        gradient is not wanted.
+        The gradient tensors themselves, no copies; None for a parameter that had none.
     """
     params = list(params)
     gradients = [param.grad for param in params]
     for param, gradient in zip(params, gradients, strict=True):
         if gradient is not None:
             param.grad = None
-    if only is None:
-        return gradients
-    pairs = zip(params, gradients, strict=True)
-    return [gradient if param in only else None for param, gradient in pairs]
+    return gradients
 
 
 def put_gradients(params: Iterable[Tensor], gradients: Iterable[Tensor | None] | None) -> None:

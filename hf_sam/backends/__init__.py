@@ -7,10 +7,15 @@ its own and is added to `ENGINES` here. `rules.py` refuses the engines that nobo
 from torch import nn
 
 from .ddp import Whole
-from .engine import Engine
+from .deepspeed import DeepSpeed
+from .engine import Engine, Weights
 from .fsdp2 import Sharded
 
-ENGINES: tuple[type[Engine], ...] = (Sharded, Whole)  # the first that knows a model is its engine
+ENGINES: tuple[type[Engine], ...] = (
+    DeepSpeed,
+    Sharded,
+    Whole,
+)  # the first that knows a model is its engine
 
 
 def engine_of(model: nn.Module) -> Engine:
@@ -18,4 +23,4 @@ def engine_of(model: nn.Module) -> Engine:
     return next(engine for kind in ENGINES if (engine := kind.of(model)) is not None)
 
 
-__all__ = ["ENGINES", "Engine", "engine_of"]
+__all__ = ["ENGINES", "Engine", "Weights", "engine_of"]

@@ -1,6 +1,6 @@
 """One device, and DDP: every rank holds the whole model, and buckets of gradients are reduced."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .engine import Engine
+from .engine import Engine, Weights
 from .rules import REMEDY
 
 
@@ -40,18 +40,14 @@ class Whole(Engine):
                 f"accumulation, or {REMEDY}."
             )
 
-    def step(self) -> AbstractContextManager[None]:
-        """Do nothing: parameters hold w between the passes."""
-        return nullcontext()
-
-    def before_clean_pass(self, params: Iterable[Tensor], *, reduced: bool) -> None:
+    def before_clean_pass(self, weights: Weights, *, reduced: bool) -> None:
         """Move gradients out of DDP's buckets, which a reduction overwrites; broadcast buffers.
 
         The broadcast is the one that DDP would make in the next forward pass, and does not make
         there any more: both passes begin from what it gives.
         """
         if reduced:
-            for param in params:
+            for param in weights.values():
                 if param.grad is not None:
                     param.grad = param.grad.clone()
         if self._ddp is not None and self._ddp.will_sync_module_buffers():

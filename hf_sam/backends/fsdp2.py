@@ -1,10 +1,9 @@
 """FSDP2: parameters are DTensors, each rank holds its shards and gathers the weights for a pass."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -80,16 +79,6 @@ class Sharded(Engine):
         finally:
             for module in self._modules:
                 module.reshard()
-
-    def before_clean_pass(self, params: Iterable[Tensor], *, reduced: bool) -> None:
-        """Do nothing: gradients are reduced into new shards, and buffers are each rank's own."""
-
-    def before_perturbed_passes(self) -> None:
-        """Do nothing: the weights are gathered anew from the perturbed shards."""
-
-    def one_pass(self, accelerator: Accelerator, *, reduced: bool) -> AbstractContextManager[None]:
-        """Do nothing: FSDP2 has no gradient that is not reduced."""
-        return nullcontext()
 
     def _use_shards(self) -> None:
         """Have FSDP2 show its shards, and reduce the gradients of each pass into them.

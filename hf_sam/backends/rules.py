@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
-# accelerate's names of the backends in which every rank holds whole parameters, and FSDP2, which
-# shards them as DTensors
+# accelerate's names of the backends in which every rank holds whole parameters, and of those that
+# shard them: FSDP2 and DeepSpeed
 SUPPORTED = frozenset(
     {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA", "MULTI_NPU"}
-    | {"MULTI_SDAA", "MULTI_XPU", "FSDP2"}
+    | {"MULTI_SDAA", "MULTI_XPU", "FSDP2", "DEEPSPEED"}
 )
 # transformers' names of the optimizers that step inside backward (or end so): a clean pass would
 # train already
@@ -39,9 +39,9 @@ def require_supported_backend(
         )
     if backend not in SUPPORTED:
         raise ValueError(
-            f"SAM must hold the whole model on every rank or its FSDP2 shards, got the backend "
-            f"{backend}: use one device, DDP (`accelerate launch --multi_gpu`) or FSDP2 "
-            f"(`--use_fsdp --fsdp_version 2`), or {REMEDY}."
+            f"SAM must hold the whole model on every rank or know its shards, got the backend "
+            f"{backend}: use one device, DDP (`accelerate launch --multi_gpu`), FSDP2 "
+            f"(`--use_fsdp --fsdp_version 2`) or DeepSpeed (`--use_deepspeed`), or {REMEDY}."
         )
     if devices > 1:
         raise ValueError(

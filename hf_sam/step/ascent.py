@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from ..ascent.fidelity import is_low_precision, perturbation_fidelity
 from ..ascent.methods import Memory
-from ..ascent.perturbation import compute_perturbation, take_gradients
+from ..ascent.perturbation import compute_perturbation
 from ..ascent.selection import perturbed_parameters
 from ..ascent.vectors import Vector, gradient_norm, multiply
+from ..backends import Engine
 from ..config import SAMArguments
 from .rounding import require_fidelity
 
@@ -24,6 +25,7 @@ class Ascent:
         sam: SAMArguments,
         model: nn.Module | None = None,
         gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        engine: Engine | type[Engine] = Engine,
     ) -> None:
         """Choose the method.
 
@@ -31,6 +33,7 @@ class Ascent:
             sam: SAM's settings.
             model: Unwrapped.
             gather: Stacks the tensors of all ranks along the first dimension.
+            engine: Says how the passes round the weights.
 
         Raises:
             ValueError: If the settings name what the model does not have.
@@ -38,14 +41,13 @@ class Ascent:
         self.name, self.method = sam.method, sam.chosen_method
         self.memory: Memory = {}
         self.fidelity: Tensor | None = None  # (2,) of the first perturbation since it was None
-        self._sam, self._gather = sam, gather
-        self._moved = None if model is None else perturbed_parameters(model, sam.perturb)
+        self._sam, self._gather, self._engine = sam, gather, engine
+        self._moved = None if model is None else _moved(model, sam.perturb)
         self._is_fidelity_known = False
 
-    def take_clean_grad(self, params: Params) -> list[Tensor | None]:
-        """Take off the parameters what of their gradient the method will use."""
-        only = None if self.method.keeps_clean_grad else self._moved
-        return take_gradients(params.values(), only=only)
+    def used(self, params: Params, clean_grad: list[Tensor | None]) -> list[Tensor | None]:
+        """Return what the method will use of the clean gradient; None in place of the rest."""
+        return clean_grad if self.method.keeps_clean_grad else self._of_moved(params, clean_grad)
 
     def kept(self, clean_grad: Vector) -> list[Tensor | None] | None:
         """Return a copy of the clean gradient, if the method's `finish` needs it."""
@@ -109,8 +111,8 @@ class Ascent:
     def _of_moved(self, params: Params, vector: list[Tensor | None]) -> list[Tensor | None]:
         if self._moved is None:
             return vector
-        pairs = zip(params.values(), vector, strict=True)
-        return [x if param in self._moved else None for param, x in pairs]
+        pairs = zip(params, vector, strict=True)
+        return [x if name in self._moved else None for name, x in pairs]
 
     def _along(
         self,
@@ -132,14 +134,25 @@ class Ascent:
 
     def _note_fidelity(self, params: Params, perturbation: Vector) -> None:
         """Note what rounding leaves of a perturbation; at the first one, warn or stop."""
-        if self.fidelity is not None or not is_low_precision(params.values()):
+        dtype = self._engine.pass_dtype
+        if self.fidelity is not None or not is_low_precision(params.values(), dtype):
             return
-        fidelity = perturbation_fidelity(params.values(), perturbation)
+        fidelity = perturbation_fidelity(params.values(), perturbation, dtype)
         if not self._is_fidelity_known:
             device = next(iter(params.values())).device
             of_ranks = self._gather(fidelity.to(device).unsqueeze(0))
             if not of_ranks.isnan().any():  # or wait for a perturbation to judge by
-                require_fidelity(of_ranks, allowed=self._sam.allow_rounded_perturbation)
+                remedy, allowed = self._engine.float32_remedy, self._sam.allow_rounded_perturbation
+                require_fidelity(of_ranks, remedy=remedy, allowed=allowed)
                 self._is_fidelity_known = True
         if not fidelity.isnan().any():
             self.fidelity = fidelity
+
+
+def _moved(model: nn.Module, perturb: str) -> set[str] | None:
+    """Name the parameters that are perturbed, as `Parts` names them; None for all."""
+    chosen = perturbed_parameters(model, perturb)
+    if chosen is None:
+        return None
+    names = model.named_parameters()
+    return {name.replace("_orig_mod.", "") for name, param in names if param in chosen}

@@ -85,6 +85,11 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
     parts.engine.require_supported(
         parts.params, scope=effective, accumulation=accumulation, ranks=ranks
     )
+    if not parts.engine.keeps_memory and (method.has_memory or not method.has_clean_pass):
+        raise ValueError(
+            f"{sam.method} must keep a direction from step to step, got DeepSpeed, whose shards "
+            "have no place for it: use another method, as sam or gsam, or FSDP2."
+        )
     if not parts.trainable:
         raise ValueError(
             "SAM must find a parameter that is trained, got a model whose parameters are all "

@@ -15,13 +15,13 @@ from .replay import Generator, is_generator
 
 # Objects of these hold nothing of a pass, or what they hold is known.
 LIBRARIES = sys.stdlib_module_names | {"torch", "transformers", "accelerate", "datasets", "numpy"}
-LIBRARIES |= {__name__.partition(".")[0]}
+LIBRARIES |= {__name__.partition(".")[0], "deepspeed"}
 # Attributes of a Trainer that no pass keeps anything in; the model is looked at first.
 NOT_IN_A_PASS = frozenset(
     {"train_dataset", "eval_dataset", "data_collator", "callback_handler", "_last_inputs"}
 )
 # Modules of these count their own passes.
-WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch._dynamo.")
+WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch._dynamo.", "deepspeed.")
 DEPTH = 3  # of containers and objects within each other
 MOST = 64  # entries of a container that are looked at
 OWN_OF_MODULES = frozenset(vars(nn.Module()))

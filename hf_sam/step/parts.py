@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..backends import Engine, engine_of
+from ..backends import Engine, Weights, engine_of
 from .buffers import Buffers, Snapshot
 from .counted import Counted, Values, unlogged
 from .holders import Holders
@@ -40,17 +40,20 @@ class Parts:
     buffers: Buffers  # of all modules that a pass can reach
     counted: Counted
     trainable: dict[str, Tensor] = field(default_factory=dict)  # by `at_this_step`
+    weights: Weights = field(default_factory=dict)  # likewise: what the engine moves of them
 
     @classmethod
-    def of(cls, model: nn.Module, trainer: Any, optimized: Iterable[Tensor]) -> Self:
+    def of(
+        cls, model: nn.Module, trainer: Any, engine: Engine, optimized: Iterable[Tensor]
+    ) -> Self:
         """Look through a model and what its trainer holds.
 
         Args:
             model: As it is trained, wrapped and compiled.
             trainer: With `counted_once`.
+            engine: Of the model.
             optimized: The optimizer's parameters.
         """
-        engine = engine_of(model)
         bare = trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
         with engine.step():  # an evaluation may have left other weights there
             params = {n.replace("_orig_mod.", ""): param for n, param in bare.named_parameters()}
@@ -76,7 +79,7 @@ class Parts:
     def at_this_step(self) -> Self:
         """Return them with what is trained now: parameters may be frozen and thawed."""
         trainable = {name: param for name, param in self.params.items() if param.requires_grad}
-        return replace(self, trainable=trainable)
+        return replace(self, trainable=trainable, weights=self.engine.weights(trainable))
 
     def start(self, buffers: Snapshot | None = None) -> Start:
         """Remember what the next pass begins from.
@@ -136,10 +139,11 @@ class Walk:
             model: The prepared model.
             trainer: With its optimizer; without one they are looked for each time.
         """
-        groups = [] if trainer.optimizer is None else trainer.optimizer.param_groups
-        optimized = [param for group in groups for param in group["params"]]
+        engine = engine_of(model) if self._parts is None else self._parts.engine
+        optimizer = trainer.optimizer
+        optimized = [] if optimizer is None else engine.optimized(optimizer)
         if self._parts is None or not optimized or self._ids != self._ids_of(model, optimized):
-            self._parts = Parts.of(model, trainer, optimized)
+            self._parts = Parts.of(model, trainer, engine_of(model), optimized)
             self._modules = list(model.modules())
             self._ids = self._ids_of(model, optimized)
         return self._parts.at_this_step()

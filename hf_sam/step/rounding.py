@@ -1,5 +1,6 @@
 """A perturbation that rounding has taken away is warned of, or stops the training."""
 
+import torch
 from torch import Tensor
 from transformers.utils import logging
 
@@ -8,25 +9,27 @@ WARN_BELOW, STOP_BELOW = 0.9, 0.5  # norm and cosine of what is left, against wh
 logger = logging.get_logger(__name__)
 
 
-def require_fidelity(of_ranks: Tensor, *, allowed: bool) -> None:
-    """Warn where rounding took much of a perturbation, and refuse where it took most.
+def require_fidelity(of_ranks: Tensor, *, remedy: str, allowed: bool) -> None:
+    """Warn where rounding changed much of a perturbation, and refuse where it changed most.
 
     Args:
         of_ranks: Of shape (ranks, 2), from `perturbation_fidelity`; the worst rank counts, so that
-            all of them stop or none.
+            all of them stop or none. A norm too large is as wrong as one too small.
+        remedy: What keeps the perturbation.
         allowed: Whether the user has said to train on.
 
     Raises:
-        ValueError: If norm or cosine is below `STOP_BELOW`, unless `allowed`.
+        ValueError: If norm, its inverse or cosine is below `STOP_BELOW`, unless `allowed`.
     """
-    worst = of_ranks[of_ranks.min(dim=1).values.argmin()].tolist()
-    if min(worst) >= WARN_BELOW:
+    norm, cosine = of_ranks.unbind(dim=1)
+    kept = torch.stack([norm, 1 / norm, cosine]).min(dim=0).values
+    worst, least = of_ranks[kept.argmin()].tolist(), float(kept.min())
+    if least >= WARN_BELOW:
         return
     message = (
         "The perturbation must survive rounding to the weights' dtype, got "
-        f"{worst[0]:.0%} of its norm at a cosine of {worst[1]:.2f} to its direction: load the "
-        "model in float32 (`dtype=torch.float32`) and compute in bfloat16 by `bf16=True`"
+        f"{worst[0]:.0%} of its norm at a cosine of {worst[1]:.2f} to its direction: {remedy}"
     )
-    if min(worst) < STOP_BELOW and not allowed:
+    if least < STOP_BELOW and not allowed:
         raise ValueError(f"{message}, or set `allow_rounded_perturbation=True` to train on.")
     logger.warning(f"{message}.")

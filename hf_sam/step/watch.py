@@ -87,10 +87,10 @@ def _marks(parts: Parts, *, closely: bool) -> Marks:
     """
     marks: Marks = {}
     for name, param in parts.watched.items():
-        own = param if is_lazy(param) else local(param)
+        own = param if is_lazy(param) else parts.engine.held(param)
         # what is quantised is not trained, and may be packed anew by its first pass
         if not is_lazy(param) and not param.is_inference() and own.is_floating_point():
-            mark = param._version, own.data_ptr() if _is_plain(own) else 0
+            mark = own._version, own.data_ptr() if _is_plain(own) else 0
             marks[name] = (*mark, _numbers(own)) if closely else mark
     return marks
 

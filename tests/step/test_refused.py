@@ -18,7 +18,7 @@ from hf_sam.backends.rules import require_supported_backend
 ALONE = {"context": 1, "sequence": 1, "tensor": 1}
 
 
-@pytest.mark.parametrize("backend", ["DEEPSPEED", "MEGATRON_LM", "SAGEMAKER_MP", "XLA"])
+@pytest.mark.parametrize("backend", ["MEGATRON_LM", "SAGEMAKER_MP", "XLA"])
 def test_backends_that_split_the_model(backend: str) -> None:
     with pytest.raises(ValueError, match=f"got the backend {backend}: use one device, DDP"):
         require_supported_backend(backend, devices=1, optimizer="sgd", ranks_per_batch=ALONE)

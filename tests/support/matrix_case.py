@@ -34,6 +34,7 @@ class Case:
     optional: bool = False  # the plain Trainer may be unable to: a package, a GPU, an old torch
     scaler: bool = False  # fp16's gradient scaler, here on the CPU
     fsdp: bool = False
+    deepspeed: Mapping[str, Any] | None = None  # the configuration of its engine
     kind: str = "Trainer"  # what SAM is mixed into, by name in TRAINERS
 
     @property

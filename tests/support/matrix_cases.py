@@ -5,6 +5,7 @@ from typing import Any
 
 from cases import MODELS, OPTIMIZERS
 from matrix_case import BFLOAT16, FLOAT32, Case
+from matrix_deepspeed import deepspeed
 from matrix_methods import methods
 from matrix_models import StopEpoch, StopTraining
 from matrix_ranks import ddp, sharded
@@ -240,4 +241,5 @@ CASES = [
     *sharded(),
     *trainers(),
     *methods(),
+    *deepspeed(),
 ]

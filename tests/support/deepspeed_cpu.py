@@ -1,0 +1,83 @@
+"""DeepSpeed on CPU: accelerate names no backend there, and both ranks would train alone."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+from transformers import Trainer
+
+ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
+
+
+def config(stage: int, **changes: Any) -> dict[str, Any]:
+    """A configuration for the Trainer's `deepspeed`; `zero` holds more of ZeRO's own."""
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 20, **changes.pop("zero", {})}
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # which would be compiled
+        "steps_per_print": 10**9,
+        "zero_optimization": zero,
+        **changes,
+    }
+
+
+@contextmanager
+def deepspeed_on_cpu() -> Iterator[None]:
+    """Have accelerate join gloo in the block, and forget on leaving that DeepSpeed was there."""
+    original, before = PartialState._prepare_backend, dict(os.environ)
+
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
+        backend, distributed_type = original(self, *args, **kwargs)
+        return backend or "gloo", distributed_type
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._prepare_backend = prepare
+    os.environ |= ENVIRONMENT
+    try:
+        yield
+    finally:
+        PartialState._prepare_backend = original
+        os.environ.clear()
+        os.environ |= before
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def whole_state(trainer: Trainer) -> dict[str, Tensor]:
+    """Weights of the model and buffers, gathered where ZeRO has them in parts."""
+    import deepspeed
+
+    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    state = dict(model.named_buffers())
+    with deepspeed.zero.GatheredParameters([p for p in model.parameters() if is_partitioned(p)]):
+        state |= {name: p.detach().clone() for name, p in model.named_parameters()}
+    return state
+
+
+def master_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """The weights that the optimizer steps, whole, by name."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    return {
+        name: safe_get_full_fp32_param(param).detach().clone().flatten()
+        for name, param in model.named_parameters()
+        if param.requires_grad
+    }
+
+
+def is_partitioned(param: Tensor) -> bool:
+    return hasattr(param, "ds_id")
+
+
+def in_float32(rows: list[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return [
+        {name: x.float() if torch.is_floating_point(x) else x for name, x in row.items()}
+        for row in rows
+    ]

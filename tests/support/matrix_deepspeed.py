@@ -1,0 +1,101 @@
+"""ZeRO on two ranks, each stage and what goes with it: cases of `matrix.py`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from deepspeed_cpu import config
+from matrix_case import Case
+from matrix_methods import METHODS
+
+from hf_sam.config import ASCENT_SCOPES
+
+# Sums in another order, in float32: relative to the largest weight.
+TOLERANCE = 1e-6
+STAGES = {f"ZeRO-{stage}": config(stage) for stage in (0, 1, 2, 3)}
+ADAMW: dict[str, Any] = {
+    "optim": "adamw_torch",
+    "learning_rate": 0.01,
+    "adam_epsilon": 1e-4,  # or rounding noise of a gradient near zero becomes a whole step
+}
+TRAINED: dict[str, dict[str, Any]] = {
+    "SGD with momentum": {"settings": {"optim_args": "momentum=0.9"}},
+    "AdamW, clipping, warm-up": {
+        "settings": {
+            **ADAMW,
+            "max_grad_norm": 0.1,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 2,
+        }
+    },
+    "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
+    "p = 1.5": {"sam": {"perturbation_norm": 1.5}},
+    "p = inf": {"sam": {"perturbation_norm": float("inf"), "rho": 0.005}},
+    "perturb one module at every second step": {
+        "sam": {"perturb": "body.0", "ascent_interval": 2},
+        "meaning": {
+            "perturb": lambda name: name.startswith("body.0."),
+            "share": lambda step: float(step % 2 == 0),
+        },
+    },
+    "ascent_fraction": {"sam": {"ascent_fraction": 0.5}, "meaning": {"kept": 2}},
+    "dropout and BatchNorm": {
+        "model": "dropout_and_batch_norm",
+        "settings": {"ddp_broadcast_buffers": False},  # DeepSpeed broadcasts none
+    },
+    "a queue in buffers": {"model": "queue", "settings": {"ddp_broadcast_buffers": False}},
+    "tied weights": {"model": "tied"},
+    "a frozen layer": {"model": "frozen"},
+    "fragments of nothing": {"model": "uneven"},
+    "ViT, gradient checkpointing": {
+        "model": "vit",
+        "settings": {"gradient_checkpointing": True},
+    },
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "overlap_comm": {"zero": {"overlap_comm": True}},
+    "optimizer on the CPU": {"zero": {"offload_optimizer": {"device": "cpu"}}},
+    "parameters on the CPU": {
+        "stages": (3,),
+        "zero": {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
+    },
+    "round_robin_gradients": {"stages": (1, 2), "zero": {"round_robin_gradients": True}},
+    "contiguous_gradients: false": {"stages": (1, 2), "zero": {"contiguous_gradients": False}},
+    "small buckets": {"zero": {"reduce_bucket_size": 50, "allgather_bucket_size": 50}},
+}
+
+
+def deepspeed() -> Iterator[Case]:
+    """Every stage of ZeRO; the reference runs under DDP."""
+    for stage, engine in STAGES.items():
+        accumulations = (1,) if stage == "ZeRO-0" else (1, 2)  # its own sum is another
+        for line, case in TRAINED.items():
+            for accumulation in accumulations:
+                yield _case(f"{stage}, {line}", accumulation, engine, **case)
+    for line, facts in OTHERS.items():
+        for stage in facts.get("stages", (1, 2, 3)):
+            engine = config(stage, zero=facts["zero"])
+            settings = {**ADAMW, "max_grad_norm": 0.1}
+            yield _case(f"ZeRO-{stage}, {line}", 2, engine, settings=settings)
+            sam, meaning = {"method": "gsam"}, METHODS["gsam"]["meaning"]
+            gsam = {"settings": settings, "sam": sam, "meaning": meaning}
+            yield _case(f"ZeRO-{stage}, {line}, gsam", 2, engine, **gsam)
+    for name, method in METHODS.items():
+        for stage in (1, 2, 3):
+            refused = name in ("looksam", "msam", "s2sam", "friendly_sam")
+            sam = {"method": name, **method.get("sam", {})}
+            yield _case(
+                f"ZeRO-{stage}, `{name}`", 2, STAGES[f"ZeRO-{stage}"],
+                settings={"optim_args": "momentum=0.9"}, sam=sam, meaning=method["meaning"],
+                refused="must keep a direction from step to step" if refused else "",
+            )  # fmt: skip
+    for scope in ASCENT_SCOPES[:2]:
+        message = "`ascent_scope` must be global under DeepSpeed"
+        yield _case("another scope", 2, STAGES["ZeRO-2"], scope=scope, refused=message)
+
+
+def _case(
+    line: str, accumulation: int, engine: dict[str, Any], *, scope: str = "global", **case: Any
+) -> Case:
+    return Case(
+        "DeepSpeed", line, scope, 2, accumulation, deepspeed=engine, tolerance=TOLERANCE, **case
+    )
