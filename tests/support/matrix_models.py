@@ -16,6 +16,7 @@ from cases import (
     queue,
     t5,
     texts,
+    uneven,
     vit,
 )
 from datasets import Dataset
@@ -91,6 +92,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "llama with an adapter": lambda: adapted(seeded(llama).float()),
     "configured": configured,
     "queue": queue,
+    "uneven": lambda: seeded(uneven),
     "body": lambda: seeded(Body),
     "vit": lambda: seeded(vit),
     "llama": lambda: seeded(llama),
