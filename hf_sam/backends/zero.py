@@ -218,8 +218,10 @@ class Stage3(Stage):
     def forget(self) -> None:
         """Drop what passes have accumulated, as if none had been made."""
         zero = self._zero
+        for param in self.parameters():  # of a backward pass that has failed
+            param.grad = None
         zero.zero_grad()
-        for bucket in zero.ipg_buckets.values():  # of a backward pass that has failed
+        for bucket in zero.ipg_buckets.values():
             bucket.clear_params()
         for group in zero.averaged_gradients.values():  # kept where a batch leaves one out
             for part in group or ():

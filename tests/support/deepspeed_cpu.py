@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
-from transformers import Trainer
-
-ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
+from transformers import Trainer, training_args
 
 
 def config(stage: int, **changes: Any) -> dict[str, Any]:
@@ -30,8 +28,16 @@ def config(stage: int, **changes: Any) -> dict[str, Any]:
 
 @contextmanager
 def deepspeed_on_cpu() -> Iterator[None]:
-    """Have accelerate join gloo in the block, and forget on leaving that DeepSpeed was there."""
+    """Have accelerate join gloo in the block, and forget on leaving that DeepSpeed was there.
+
+    Half precision is allowed too, which the libraries allow on GPUs and few CPUs only.
+    """
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from deepspeed.accelerator import get_accelerator
+
     original, before = PartialState._prepare_backend, dict(os.environ)
+    bf16_gpu = training_args.is_torch_bf16_gpu_available
+    get_accelerator().is_fp16_supported = lambda: True
 
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:
         backend, distributed_type = original(self, *args, **kwargs)
@@ -39,11 +45,13 @@ def deepspeed_on_cpu() -> Iterator[None]:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._prepare_backend = prepare
-    os.environ |= ENVIRONMENT
+    training_args.is_torch_bf16_gpu_available = lambda: True
+    os.environ["ACCELERATE_USE_CPU"] = "false"
     try:
         yield
     finally:
         PartialState._prepare_backend = original
+        training_args.is_torch_bf16_gpu_available = bf16_gpu
         os.environ.clear()
         os.environ |= before
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import deepspeed_runs
 import matrix
 import matrix_cases
 import overflows
@@ -133,4 +134,5 @@ SUITES: dict[str, Callable[..., Checks]] = {
     "revived": revived_checks,
     "sharded": sharded_checks,
     "loaded": loaded_checks,
+    "deepspeed": deepspeed_runs.checks,
 }

@@ -1,0 +1,129 @@
+"""DeepSpeed on two gloo ranks: whole trainings under ZeRO, and what each must leave.
+
+What every combination computes is in the matrix (tests/trainer/test_matrix.py).
+"""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ranks
+from deepspeed_runs import STAGES
+
+from hf_sam.backends.deepspeed import DeepSpeed
+
+Reports = dict[str, list[Any]]
+ON_EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    pytest.importorskip("deepspeed")
+    return ranks.launch(2, "deepspeed", tmp_path_factory.mktemp("deepspeed"), limit=570)
+
+
+@ON_EACH_STAGE
+@pytest.mark.parametrize(
+    "check", ["rho_zero", "resumed", "checkpoint", "evaluated", "fp32_of_checkpoint", "best_model"]
+)
+def test_nothing_differs(check: str, stage: int, reports: Reports) -> None:
+    """From the plain Trainer, the run that was not interrupted or evaluated, the checkpoint."""
+    for found in reports[f"{check}_differs, {stage}"]:
+        assert found in ([], 0.0)
+
+
+@ON_EACH_STAGE
+@pytest.mark.parametrize(
+    "fault", [*(f"fault {call}" for call in (9, 10, 11, 12)), "Ctrl-C", "fault in backward"]
+)
+def test_an_exception_leaves_weights_and_evaluation(
+    fault: str, stage: int, reports: Reports
+) -> None:
+    """In a clean pass (9, 10) or a perturbed one: both copies of the weights are as before."""
+    assert reports[f"{fault}, {stage}"] == [[], []]
+
+
+@ON_EACH_STAGE
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_overflow_skips_the_step_once(call: int, stage: int, reports: Reports) -> None:
+    """In either pass: the loss scale is halved once and the weights are as before."""
+    assert reports[f"overflow {call}, {stage}"] == [[], []]
+
+
+@ON_EACH_STAGE
+def test_what_bf16_leaves_of_a_perturbation(stage: int, reports: Reports) -> None:
+    for stopped, small, large, autocast in zip(
+        *(reports[f"bf16, rho {rho}, {stage}"] for rho in (0.001, 0.005, 0.5)),
+        reports[f"autocast, {stage}"],
+        strict=True,
+    ):
+        assert "`torch_autocast` in its config, in place of `bf16`" in stopped["message"]
+        assert 0.5 < small["perturbation_cosine"] < 0.95
+        assert large["perturbation_cosine"] > 0.999
+        assert abs(large["perturbation_fidelity"] - 1) < 0.01
+        assert autocast["perturbation_cosine"] is None  # float32 weights: nothing is rounded away
+        assert autocast["sharpness"] > 0.1
+
+
+@ON_EACH_STAGE
+def test_what_is_communicated(stage: int, reports: Reports) -> None:
+    """Twice the reductions of gradients, and one more gathering of the weights for each step."""
+    steps, parameters = 6, 6 * 12 + 12 + 12 * 4 + 4
+    padded = parameters + parameters % 2
+    for plain, sam in zip(
+        reports[f"bytes, rho 0.0, {stage}"], reports[f"bytes, rho 0.5, {stage}"], strict=True
+    ):
+        more = {name: sam[name] - plain.get(name, 0) for name in sam}
+        assert set(sam) == set(plain)
+        gathered = more.pop("_allgather_base_")
+        reduced = more.pop("_reduce_scatter_base_" if stage == 3 else "allreduce_")
+        assert not any(more.values())
+        # in float32, in and out: each rank's half goes in and the whole comes out
+        assert gathered <= steps * 6 * padded * (1 if stage < 3 else 2)
+        micro_batches = 1 if stage == 1 else 2
+        assert reduced <= steps * micro_batches * 6 * padded + 100
+
+
+def test_what_cannot_be_had_is_refused(reports: Reports) -> None:
+    for message in reports["refused: hpZ"]:
+        assert "got `zero_hpz_partition_size`: leave it out" in message
+    for message in reports["refused: stage 0 in bf16"]:
+        assert "got bf16 or fp16 in stage 0 of ZeRO (stage 1 has it)" in message
+
+
+class AdamW:
+    """An optimizer whose name says nothing."""
+
+
+UNSUPPORTED: dict[str, dict[str, Any]] = {
+    "a mixture of experts": {"has_moe_layers": True},
+    "Muon (it moves its momentum": {"optimizer": type("MuonWithAuxAdam", (), {})()},
+    "onebitadam, which compresses": {"optimizer": type("OnebitAdam", (), {})()},
+    "quantised weights of ZeRO++": {"zero_quantized_weights": lambda: True},
+    "quantised gradients of ZeRO++": {"zero_quantized_gradients": lambda: True},
+    "offload to NVMe": {"config": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}},
+    "ZenFlow": {"zenflow": True},
+    "DeepCompile": {"is_deepcompile_enabled": lambda: True},
+}
+
+
+@pytest.mark.parametrize("asked", UNSUPPORTED)
+def test_what_its_engine_would_get_wrong_is_refused(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what an engine says of itself: most of it needs a GPU to be started."""
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(PipelineEngine=int))
+    usual = dict.fromkeys(
+        ("zero_quantized_weights", "zero_quantized_gradients", "fp16_enabled", "bfloat16_enabled"),
+        lambda: False,
+    )
+    usual |= {"zero_quantized_nontrainable_weights": lambda: False, "has_moe_layers": False}
+    usual |= {"zero_hpz_partition_size": lambda: 1, "zenflow": False, "config": {}}
+    usual |= {"is_deepcompile_enabled": lambda: False, "zero_optimization_stage": lambda: 0}
+    usual |= {"optimizer": AdamW()}
+    given = {"scope": None, "accumulation": 1, "ranks": 2}
+    DeepSpeed(SimpleNamespace(**usual)).require_supported({}, **given)
+    with pytest.raises(ValueError, match="got .*: leave it out of the DeepSpeed config") as error:
+        DeepSpeed(SimpleNamespace(**{**usual, **UNSUPPORTED[asked]})).require_supported({}, **given)
+    assert f"got {asked}" in str(error.value)
