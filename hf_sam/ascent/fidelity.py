@@ -1,4 +1,4 @@
-"""What rounding to the weights' precision leaves of a perturbation."""
+"""Perturbation fidelity: how much of a perturbation survives rounding to the weights' dtype."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from .shards import Layout, by_layout, local, sum_over_shards
 
 
 def is_low_precision(params: Iterable[Tensor]) -> bool:
-    """Say whether a parameter has fewer bits than float32."""
+    """Return whether any parameter has fewer bits than float32."""
     return any(p.is_floating_point() and p.element_size() < 4 for p in params)
 
 
@@ -17,18 +17,18 @@ def is_low_precision(params: Iterable[Tensor]) -> bool:
 def perturbation_fidelity(
     params: Iterable[Tensor], perturbation: Iterable[Tensor | None]
 ) -> Tensor:
-    """Compare w + epsilon - w, as the weights' dtype rounds it, with epsilon.
+    """Compare the realised perturbation, w + epsilon - w in the weights' dtype, with epsilon.
 
-    In bfloat16 a weight of 0.02 has neighbours 1e-4 away: what moves it less is lost, and what
-    moves it more is rounded.
+    In bfloat16 the neighbours of a weight of 0.02 are 1e-4 away: smaller perturbations are lost,
+    larger ones are rounded.
 
     Args:
         params: The weights w.
         perturbation: Epsilon, one tensor for each parameter, of its shape, or None.
 
     Returns:
-        Of shape (2,) on the host: the L2 norm of what is realised over that of epsilon, and the
-        cosine of the angle between the two; both 1 where nothing is lost, nan where epsilon is
+        Shape (2,), on the host: the L2 norm of the realised perturbation divided by that of
+        epsilon, and the cosine between the two; both 1 where nothing is lost, nan where epsilon is
         zero or not finite. Memory: a few float32 copies of one tensor at a time.
     """
     sums: dict[Layout, Tensor] = {}
