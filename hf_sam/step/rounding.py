@@ -1,20 +1,20 @@
-"""A perturbation that rounding has taken away is warned of, or stops the training."""
+"""Checks that enough of a perturbation survives rounding to the weights' dtype."""
 
 from torch import Tensor
 from transformers.utils import logging
 
-WARN_BELOW, STOP_BELOW = 0.9, 0.5  # norm and cosine of what is left, against what was meant
+WARN_BELOW, STOP_BELOW = 0.9, 0.5  # norm and cosine of the rounded perturbation
 
 logger = logging.get_logger(__name__)
 
 
 def require_fidelity(of_ranks: Tensor, *, allowed: bool) -> None:
-    """Warn where rounding took much of a perturbation, and refuse where it took most.
+    """Warn if rounding removed much of a perturbation, and raise if it removed most.
 
     Args:
         of_ranks: Of shape (ranks, 2), from `perturbation_fidelity`; the worst rank counts, so that
-            all of them stop or none.
-        allowed: Whether the user has said to train on.
+            all ranks stop or none.
+        allowed: Whether to continue anyway (`allow_rounded_perturbation`).
 
     Raises:
         ValueError: If norm or cosine is below `STOP_BELOW`, unless `allowed`.
