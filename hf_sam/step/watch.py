@@ -37,7 +37,7 @@ class Watch:
 
     @contextmanager
     def of_pass(self, parts: Parts, counted_once: Iterable[str]) -> Iterator[None]:
-        """Context manager that compares parameters (at first attributes too) before and after a pass.
+        """Context manager that compares parameters (at first attributes too) around a pass.
 
         Args:
             parts: The parts of the model.
