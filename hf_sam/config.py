@@ -149,7 +149,7 @@ class SAMArguments:
             super().__post_init__()  # type: ignore[misc] # of the other base class
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out `hub_token`: every checkpoint contains the pickled arguments, also on the Hub."""
+        """Leave out `hub_token`: checkpoints contain the pickled arguments, and may be pushed."""
         return {name: value for name, value in self.__dict__.items() if name != "hub_token"}
 
     def require_valid_fields(self) -> None:
