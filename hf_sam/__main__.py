@@ -1,4 +1,4 @@
-"""`python -m hf_sam`: the command `hf-sam`."""
+"""Entry point of `python -m hf_sam`, the same as the command `hf-sam`."""
 
 from .cli import main
 

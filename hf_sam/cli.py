@@ -1,4 +1,4 @@
-"""The command `hf-sam`, which hands over to one of three."""
+"""The command `hf-sam` with its subcommands finetune, compare and report."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from . import __version__
 
-COMMANDS = {  # name: where its `main` is, what it does
+COMMANDS = {  # name: the module of its `main`, its help
     "finetune": ("hf_sam.finetuning.finetune", "fine-tune an image classifier with SAM"),
     "compare": ("hf_sam.comparing.compare", "compare SAM with the base optimizer over seeds"),
     "report": ("hf_sam.diagnostics.__main__", "measure how sharp one or two classifiers are"),
@@ -21,7 +21,7 @@ commands:
 {"".join(f"  {name:10}{help}{chr(10)}" for name, (_, help) in COMMANDS.items())}
 examples:
   hf-sam finetune                                        scanned digits, about a minute
-  hf-sam finetune --dataset oxford_pets --rho 0.05       a data set of the Hub, with its recipe
+  hf-sam finetune --dataset oxford_pets --rho 0.05       a data set on the Hub, with its recipe
   hf-sam finetune --data_dir my_images --model resnet50  a folder with one folder for each class
   hf-sam compare --data_dir my_images --seeds 3 --sweep rho=0.05,0.1,0.2
   hf-sam report runs/sam --compare runs/base --data my_images --out runs/sharpness
@@ -31,14 +31,14 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one of the commands; a name that there is not ends in one message and exit status 2."""
-    name, *told = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    """Run one of the subcommands; an unknown name ends in a message and exit status 2."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(HELP)
     elif name == "--version":
         print(f"hf-sam {__version__}")
     elif name in COMMANDS:
-        importlib.import_module(COMMANDS[name][0]).main(told)
+        importlib.import_module(COMMANDS[name][0]).main(arguments)
     else:
         near = get_close_matches(name, COMMANDS, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}."

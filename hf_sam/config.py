@@ -1,4 +1,4 @@
-"""What a user can set: SAM's fields, their help and their rules."""
+"""SAM's settings: the fields of the training arguments, their help and their validation."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,126 +16,129 @@ NUMBERS = ("rho", "eta", "perturbation_norm", "ascent_start", "ascent_fraction",
 
 @dataclass
 class SAMArguments:
-    """SAM's fields, to be combined with the arguments of any Trainer.
+    """SAM's settings, to be combined with the training arguments of any Trainer.
 
-    `@dataclass class MyConfig(SAMArguments, MyTrainingArguments)` is all it takes. The help of each
-    field is its `metadata["help"]`.
+    `@dataclass class MyConfig(SAMArguments, MyTrainingArguments)` is all it takes. Each field is
+    documented by its `metadata["help"]`.
 
     Raises:
-        ValueError: If a field breaks its rule, or has no effect beside the others.
+        ValueError: If a field is invalid, or has no effect with the other settings.
     """
 
     rho: float = field(
         default=0.05,
         metadata={
-            "help": "Radius in parameter space within which SAM minimises the worst loss. "
+            "help": "Radius in parameter space within which SAM minimises the worst-case loss. "
             "0 trains exactly as the plain Trainer does."
         },
     )
     adaptive: bool = field(
         default=False,
         metadata={
-            "help": "Scale the perturbation by the weights (ASAM). Its rho is on another scale, "
-            "about ten times larger."
+            "help": "Scale the perturbation by the size of the weights (ASAM). ASAM takes a rho "
+            "about ten times larger than SAM's."
         },
     )
     eta: float = field(
         default=0.01,
-        metadata={"help": "What ASAM adds to |w|, so that weights of 0 move too."},
+        metadata={"help": "Constant that ASAM adds to |w|, so that weights of 0 are moved too."},
     )
     perturbation_norm: float = field(
         default=2.0,
         metadata={
-            "help": "p of the p-norm that bounds the perturbation by rho: any p > 1, or inf."
+            "help": "Order p of the norm that rho bounds: any p > 1, or inf. 2 is the L2 norm."
         },
     )
     ascent_scope: str | None = field(
         default=None,
         metadata={
-            "help": "Which examples share one perturbation, m of m-sharpness: micro_batch (one "
-            "device's micro-batch, as in the paper), rank (one device's micro-batches of an "
-            "optimizer step) or global (those of all devices: the effective batch, at the price "
-            "of one more gradient reduction). Unset means micro_batch; global under FSDP2, and for "
+            "help": "Which examples share one perturbation (m of m-sharpness): micro_batch (one "
+            "device's micro-batch, as in the paper), rank (all micro-batches of one device in an "
+            "optimizer step) or global (the effective batch of all devices, which costs one more "
+            "gradient reduction a step). Unset means micro_batch, but global under FSDP2 and for "
             "methods that use the gradient of the effective batch."
         },
     )
     ascent_interval: int = field(
         default=1,
         metadata={
-            "help": "Ascend at every k-th optimizer step only; the steps between are the base "
-            "optimizer's. Costs 1 + 1/k passes a step instead of 2."
+            "help": "Perturb the weights at every k-th optimizer step only; the steps between are "
+            "the base optimizer's. Costs 1 + 1/k forward-backward passes a step instead of 2."
         },
     )
     ascent_start: float = field(
         default=0.0,
         metadata={
-            "help": "When SAM begins: below 1 as a share of the run's optimizer steps, from 1 on "
-            "in steps, as for `warmup_steps`. Until then the steps are the base optimizer's."
+            "help": "When SAM begins: a value below 1 is a fraction of the run's optimizer steps, "
+            "a value from 1 on a number of steps, as for `warmup_steps`. Earlier steps are the "
+            "base optimizer's."
         },
     )
     rho_schedule: str = field(
         default="constant",
         metadata={
-            "help": "How rho changes: constant; or linear or cosine, which begin at rho when the "
-            "learning rate's warm-up has ended, without an ascent until then, and fall to 0."
+            "help": "How rho changes during the run: constant, linear or cosine. The last two fall "
+            "from rho to 0; SAM then begins when the learning rate's warm-up has ended."
         },
     )
     ascent_fraction: float = field(
         default=1.0,
         metadata={
-            "help": "Share of each micro-batch, its first examples with labels, on which the clean "
-            "pass is made: rounded up to whole ones, and to two where the model has BatchNorm. The "
-            "descent, running statistics and counters see all. Costs 1 + f passes a step. `loss` "
-            "is then that of the share, no sharpness is logged, and dropout draws other masks in "
-            "the second pass."
+            "help": "Fraction f of each micro-batch that the clean pass uses: the first examples "
+            "that have labels, rounded up to whole ones, at least two if the model has BatchNorm. "
+            "Costs 1 + f passes a step. The second pass, running statistics and counters use the "
+            "whole micro-batch; `loss` is then that of the fraction, no sharpness is logged, and "
+            "dropout draws other masks in the second pass."
         },
     )
     perturb: str = field(
         default="all",
         metadata={
             "help": "Which trainable parameters are perturbed: all; norm, those of normalisation "
-            "layers only (SAM-ON: rho about ten times larger); or names of modules, separated by "
-            "commas. All are trained."
+            "layers only (SAM-ON, with a rho about ten times larger); or names of modules, "
+            "separated by commas. All parameters are trained."
         },
     )
     method: str = field(
         default="sam",
         metadata={
-            "help": "Which method ascends: sam, looksam, msam, s2sam, rst, friendly_sam, gsam, "
-            "wsam or le_sam: docs/methods.md compares them."
+            "help": "Which method of the SAM family to use: sam, looksam, msam, s2sam, rst, "
+            "friendly_sam, gsam, wsam or le_sam. docs/methods.md compares them."
         },
     )
     method_args: str | None = field(
         default=None,
-        metadata={"help": "Arguments of the method, as for `optim_args`: name=number,name=number."},
+        metadata={
+            "help": "Arguments of the method, written as for `optim_args`: name=number,name=number."
+        },
     )
     max_overhead: float | None = field(
         default=None,
         metadata={
-            "help": "What a run may cost, in runs of the base optimizer: 1.25 makes the clean pass "
-            "on a quarter of each micro-batch, if that is two examples or more. Chooses "
-            "`ascent_fraction` and `ascent_interval`, and logs them; `train()` returns the cost "
-            "realised as `train_overhead`."
+            "help": "Limit of a run's cost, relative to the base optimizer's: at 1.25 the clean "
+            "pass uses a quarter of each micro-batch, if that is two examples or more. Chooses "
+            "`ascent_fraction` and `ascent_interval`, and logs them; `train()` returns the "
+            "measured cost as `train_overhead`."
         },
     )
     replay_rng: bool = field(
         default=True,
         metadata={
             "help": "Draw the same dropout and drop-path masks in both passes, as the paper's "
-            "code does; not where the first is on a share."
+            "code does. Without effect if `ascent_fraction` is below 1."
         },
     )
 
     allow_rounded_perturbation: bool = field(
         default=False,
         metadata={
-            "help": "Train on although the weights' dtype rounds away more than half of the "
-            "perturbation, which happens to weights held in bfloat16 or float16."
+            "help": "Continue even if rounding to the weights' dtype removes more than half of the "
+            "perturbation, as happens for weights in bfloat16 or float16."
         },
     )
 
     def __post_init__(self) -> None:
-        """Check SAM's fields, then let the Trainer's own arguments check theirs."""
+        """Check SAM's fields, then let the Trainer's arguments check theirs."""
         self.require_valid_fields()
         if self.rho > 0 and self.eta != SAMArguments.eta and not self.adaptive:
             raise ValueError(
@@ -143,20 +146,20 @@ class SAMArguments:
                 "set `adaptive`, or leave `eta` out."
             )
         if isinstance(self, TrainingArguments):
-            super().__post_init__()  # type: ignore[misc] # of the class mixed in
+            super().__post_init__()  # type: ignore[misc] # of the other base class
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out `hub_token`: what is pickled lies in each checkpoint, and goes to the Hub."""
+        """Leave out `hub_token`: checkpoints contain the pickled arguments, and may be pushed."""
         return {name: value for name, value in self.__dict__.items() if name != "hub_token"}
 
     def require_valid_fields(self) -> None:
-        """Raise a ValueError for the first field that breaks its rule.
+        """Raise a ValueError for the first invalid field.
 
-        Called by the constructor, and again when training starts: a hyperparameter search sets the
+        Called by the constructor, and again when training starts, as a hyperparameter search sets
         fields in between.
 
         Raises:
-            ValueError: Saying rule, value and remedy.
+            ValueError: With rule, value and remedy.
         """
         for name in NUMBERS:
             value = getattr(self, name)
@@ -205,7 +208,7 @@ class SAMArguments:
 
     def _require_valid_method(self) -> None:
         if self.rho == 0 and isinstance(self.method, str) and self.method in METHODS:
-            return  # nothing of it has an effect, and the base optimizer's arms share options
+            return  # it has no effect, and arms of a comparison without SAM share the options
         method, fraction, limit = self.chosen_method, self.ascent_fraction, self.max_overhead
         if not 0 < fraction <= 1:
             raise ValueError(
@@ -251,7 +254,7 @@ class SAMArguments:
         """`method` with its arguments.
 
         Raises:
-            ValueError: Saying what is unknown or out of its range, and what there is.
+            ValueError: If a name is unknown or a value out of its range; lists the valid ones.
         """
         return method_of(self.method, self.method_args)
 

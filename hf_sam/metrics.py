@@ -1,4 +1,4 @@
-"""Top-1 and top-5 error and mean per-class accuracy, as evaluate modules that need no network."""
+"""Top-1 and top-5 error and mean per-class accuracy as `evaluate` metrics, without downloads."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,18 +52,18 @@ class MeanClassAccuracy(_RankedClasses):
 
 
 def rank_classes(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """Reduce logits to the best classes before they are gathered and kept.
+    """Reduce logits to the highest-ranked classes before they are gathered and stored.
 
-    For the Trainer's `preprocess_logits_for_metrics`: of ImageNet's validation set 2 MB are kept
-    instead of 200.
+    For the Trainer's `preprocess_logits_for_metrics`: ImageNet's validation set takes 2 MB instead
+    of 200 MB.
 
     Args:
-        logits: (N, classes), or a tuple whose first entry they are.
+        logits: (N, classes), or a tuple with them as first entry.
         labels: Not used; part of the Trainer's interface.
 
     Returns:
-        Class indices of shape (N, min(TOP, classes)), best first; -1, which is no class, where a
-        logit is not finite: a network that has diverged predicts nothing.
+        Class indices of shape (N, min(TOP, classes)), best first; -1, which is no class, where any
+        logit is not finite, as after divergence.
     """
     if isinstance(logits, tuple):
         logits = logits[0]
@@ -73,28 +73,28 @@ def rank_classes(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """On which examples a classifier errs, and how often in each class."""
+    """The examples that a classifier gets wrong, and its accuracy on each class."""
 
     wrong: list[int]  # positions of the examples whose best class is not their label, ascending
     class_accuracy: list[float | None]  # (classes,) top-1, in percent; None: without examples
 
 
 def image_errors(prediction: EvalPrediction, classes: int) -> ImageErrors:
-    """Say on which examples a classifier errs, for tests that pair two classifiers by example.
+    """Find the examples that a classifier gets wrong, for paired tests of two classifiers.
 
     Args:
-        prediction: Ranked classes as `rank_classes` leaves them, and the labels (N,).
-        classes: How many there are.
+        prediction: Ranked classes as `rank_classes` returns them, and the labels (N,).
+        classes: Number of classes.
 
     Returns:
         The errors, in the order of the examples.
     """
     labels = np.asarray(prediction.label_ids)
     hits = np.asarray(prediction.predictions)[:, 0] == labels
-    of_class = [hits[labels == label] for label in range(classes)]
+    by_class = [hits[labels == label] for label in range(classes)]
     return ImageErrors(
         wrong=np.flatnonzero(~hits).tolist(),
-        class_accuracy=[100.0 * float(of.mean()) if len(of) else None for of in of_class],
+        class_accuracy=[100.0 * float(own.mean()) if len(own) else None for own in by_class],
     )
 
 
@@ -102,7 +102,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
     """Compute the three metrics from ranked classes, for the Trainer.
 
     Args:
-        prediction: Ranked classes as `rank_classes` leaves them, and the labels (N,).
+        prediction: Ranked classes as `rank_classes` returns them, and the labels (N,).
 
     Returns:
         `top1_error`, `top5_error` and `mean_class_accuracy`, in percent.

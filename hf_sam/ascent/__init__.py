@@ -1,5 +1,5 @@
-"""From the gradient at w to the perturbation epsilon: formulas as pure functions of tensors.
+"""Computes the perturbation epsilon from the gradient at w, in pure functions of tensors.
 
-It knows torch and no Trainer. A method of the SAM family is one file in `methods`; whoever changes
-a formula has the oracle in `tests/support/oracles.py` to answer to.
+It imports only torch and numpy; each method of the SAM family is a file in `methods`, and every
+formula must agree with its reference implementation in `tests/support/oracles.py`.
 """

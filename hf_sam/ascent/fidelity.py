@@ -1,4 +1,4 @@
-"""What rounding to the weights' precision leaves of a perturbation."""
+"""Perturbation fidelity: how much of a perturbation survives rounding to the weights' dtype."""
 
 from collections.abc import Iterable
 
@@ -9,11 +9,11 @@ from .shards import Layout, by_layout, local, sum_over_shards
 
 
 def is_low_precision(params: Iterable[Tensor], pass_dtype: torch.dtype | None = None) -> bool:
-    """Say whether a pass is made on weights of fewer bits than float32.
+    """Return whether passes are made on weights of fewer bits than float32.
 
     Args:
         params: The weights w.
-        pass_dtype: That of the weights in a pass; None where it is their own.
+        pass_dtype: Dtype of the weights in a pass; None where it is that of `params`.
     """
     if pass_dtype is not None:
         return pass_dtype.itemsize < 4
@@ -26,19 +26,19 @@ def perturbation_fidelity(
     perturbation: Iterable[Tensor | None],
     pass_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Compare w + epsilon - w, as passes round both, with epsilon.
+    """Compare the realised perturbation, w + epsilon - w with both rounded, with epsilon.
 
-    In bfloat16 a weight of 0.02 has neighbours 1e-4 away: what moves it less is lost or, where w
-    itself is rounded, moves it by as much all the same.
+    In bfloat16 the neighbours of a weight of 0.02 are 1e-4 away: smaller perturbations are lost or,
+    where w itself is rounded for a pass, become as large as that.
 
     Args:
         params: The weights w.
         perturbation: Epsilon, one tensor for each parameter, of its shape, or None.
-        pass_dtype: That of the weights in a pass; None where it is their own.
+        pass_dtype: Dtype of the weights in a pass; None where it is that of `params`.
 
     Returns:
-        Of shape (2,) on the host: the L2 norm of what is realised over that of epsilon, and the
-        cosine of the angle between the two; both 1 where nothing is lost, nan where epsilon is
+        Shape (2,), on the host: the L2 norm of the realised perturbation divided by that of
+        epsilon, and the cosine between the two; both 1 where nothing is lost, nan where epsilon is
         zero or not finite. Memory: a few float32 copies of one tensor at a time.
     """
     sums: dict[Layout, Tensor] = {}

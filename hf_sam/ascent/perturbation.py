@@ -1,7 +1,7 @@
-"""From the clean gradient to the perturbation epsilon, and the weights moved by it and back.
+"""SAM's perturbation epsilon: computing it from the clean gradient, and applying it to the weights.
 
 Notation of Foret et al. (arXiv 2010.01412) and Kwon et al. (ASAM, arXiv 2102.11600): w are the
-weights, g the gradient at w, T the scaling of ASAM, p the norm that bounds epsilon and q its dual,
+weights, g the gradient at w, T ASAM's scaling, p the norm that bounds epsilon and q its dual,
 1/p + 1/q = 1. All parameters together count as one vector.
 """
 
@@ -17,7 +17,7 @@ from .vectors import NORM_FLOOR, as_dense, gradient_norm, multiply
 
 
 def require_valid_ascent(*, rho: float, eta: float, perturbation_norm: float) -> None:
-    """Raise a ValueError that says rule, value and remedy if a perturbation cannot be computed.
+    """Check the numbers that a perturbation is computed from.
 
     Args:
         rho: Must be finite and >= 0.
@@ -25,7 +25,7 @@ def require_valid_ascent(*, rho: float, eta: float, perturbation_norm: float) ->
         perturbation_norm: Must be > 1; `math.inf` is allowed.
 
     Raises:
-        ValueError: Naming the first value that breaks its rule.
+        ValueError: For the first invalid value, with rule and remedy.
     """
     if not (math.isfinite(rho) and rho >= 0):
         raise ValueError(
@@ -41,13 +41,13 @@ def require_valid_ascent(*, rho: float, eta: float, perturbation_norm: float) ->
 
 
 def take_gradients(params: Iterable[Tensor]) -> list[Tensor | None]:
-    """Take the gradients off the parameters, which are left with none.
+    """Return the parameters' gradients and set their `grad` to None.
 
     Args:
         params: The parameters, in the order of the result.
 
     Returns:
-        The gradient tensors themselves, no copies; None for a parameter that had none.
+        The gradient tensors themselves, not copies; None for a parameter without a gradient.
     """
     params = list(params)
     gradients = [param.grad for param in params]
@@ -58,11 +58,11 @@ def take_gradients(params: Iterable[Tensor]) -> list[Tensor | None]:
 
 
 def put_gradients(params: Iterable[Tensor], gradients: Iterable[Tensor | None] | None) -> None:
-    """Give the parameters these gradients, in place of those they have.
+    """Set the parameters' `grad`, replacing what is there.
 
     Args:
         params: The parameters.
-        gradients: One for each parameter, of its shape, or None; None for none at all.
+        gradients: One for each parameter, of its shape, or None; None alone clears all.
     """
     params = list(params)
     gradients = [None] * len(params) if gradients is None else gradients
@@ -73,7 +73,7 @@ def put_gradients(params: Iterable[Tensor], gradients: Iterable[Tensor | None] |
 
 @contextmanager
 def gradients_set_aside(params: Iterable[Tensor]) -> Iterator[None]:
-    """Take the gradients off the parameters, and on leaving give them back.
+    """Context manager that removes the parameters' gradients, and puts them back on exit.
 
     Args:
         params: The parameters.
@@ -110,19 +110,20 @@ def compute_perturbation(
     Args:
         params: The parameters by name, as `named_parameters` gives them.
         clean_grad: One gradient for each parameter, of its shape, or None. Consumed: the result
-            lies in the same memory. A loss scale in it does not matter.
+            uses the same memory. It may contain a loss scale, which cancels.
         rho: Radius in parameter space.
         adaptive: Whether to scale by the weights (ASAM).
         eta: ASAM's additive term.
         perturbation_norm: p, greater than 1, `math.inf` included.
-        l2_norm: Of the clean gradient, of shape (), where it is known already.
+        l2_norm: L2 norm of the clean gradient, of shape (), if it is known already.
 
     Raises:
         ValueError: If `rho`, `eta` or `perturbation_norm` is out of its range.
 
     Returns:
-        The perturbation, aligned with `params`; None where there was no gradient, which stands for
-        zero. Costs two passes over the gradients and, with `adaptive`, a transient copy of them.
+        The perturbation, aligned with `params`; None, which stands for zero, where there was no
+        gradient. Costs two passes over the gradients and, with `adaptive`, a temporary copy of
+        them.
     """
     require_valid_ascent(rho=rho, eta=eta, perturbation_norm=perturbation_norm)
     dense = [None if grad is None else as_dense(grad) for grad in clean_grad]
@@ -141,19 +142,19 @@ def compute_perturbation(
 
 @contextmanager
 def perturbed(params: Iterable[Tensor], perturbation: Iterable[Tensor | None]) -> Iterator[None]:
-    """Move the parameters to w + epsilon, and on leaving put w back, bit for bit.
+    """Context manager that sets the parameters to w + epsilon, and back to w on exit, bit for bit.
 
-    The weights come back by copying, also after an exception and also if epsilon is not finite:
-    subtracting epsilon would leave rounding errors, rebinding `.data` moves the storage. An
-    autocast region around the block keeps no casts of weights that are not there any more.
+    The weights are restored by copying, also after an exception or if epsilon is not finite:
+    subtracting epsilon would leave rounding errors, rebinding `.data` would move the storage. The
+    autocast cache is cleared on entry and exit, so that no casts of the other weights are used.
 
     Args:
-        params: The parameters to move; those without a perturbation are not touched.
-        perturbation: One tensor for each parameter, of its shape, or None. Not kept: pass it
-            without holding on to it, and its memory is free while the block runs.
+        params: The parameters to perturb; those without a perturbation are not touched.
+        perturbation: One tensor for each parameter, of its shape, or None. No reference is kept:
+            if the caller keeps none either, its memory is free while the block runs.
 
     Yields:
-        Nothing. Memory: one copy of the parameters that move.
+        Nothing. Memory: one copy of the perturbed parameters.
     """
     pairs = zip(params, perturbation, strict=True)
     moving = [(param, epsilon) for param, epsilon in pairs if epsilon is not None]
@@ -175,7 +176,7 @@ def perturbed(params: Iterable[Tensor], perturbation: Iterable[Tensor | None]) -
 
 
 def _dual_step(vectors: list[Tensor], rho: float, p: float, l2_norm: Tensor | None) -> None:
-    """Replace x by rho sign(x) (|x| / ||x||_q)^(q-1), in place: the step of p-norm rho along x.
+    """Replace x by rho sign(x) (|x| / ||x||_q)^(q-1), in place: the ascent step of p-norm rho.
 
     Equal to rho sign(x) |x|^(q-1) / (||x||_q^q)^(1/p), as q-1 = q/p. For p near 1 the exponent q is
     large, so x is first divided by its largest entry, or |x|^q would leave the range of floats.
@@ -190,4 +191,4 @@ def _dual_step(vectors: list[Tensor], rho: float, p: float, l2_norm: Tensor | No
     multiply(vectors, 1.0 / gradient_norm(vectors, q).clamp(min=1.0))
     for x in map(local, vectors):
         x.copy_(x.sign() * x.abs().pow_(q - 1.0))
-    multiply(vectors, rho + 0.0 * largest)  # nan if it was not finite: signs alone would not tell
+    multiply(vectors, rho + 0.0 * largest)  # nan if x was not finite, which signs would hide

@@ -1,4 +1,4 @@
-"""Which parameters are perturbed: all, those of normalisation layers, or those of named modules."""
+"""Selection of the perturbed parameters: all, normalisation layers only, or named modules."""
 
 import difflib
 import re
@@ -6,17 +6,16 @@ from collections.abc import Iterator
 
 from torch import nn
 
-# By the name of the class, as timm and transformers have normalisation layers of their own:
-# BatchNormAct2d, RmsNorm, LlamaRMSNorm, T5LayerNorm. NormalizedLinear, NormedEmbedding and
-# NormFreeBlock are none.
+# Matches class names, as timm and transformers have their own normalisation layers: BatchNormAct2d,
+# RmsNorm, LlamaRMSNorm, T5LayerNorm. Excludes NormalizedLinear, NormedEmbedding, NormFreeBlock.
 IS_NORM = re.compile(r"norm(?!al|ed|free)", re.IGNORECASE)
 
 
 def perturbed_parameters(model: nn.Module, perturb: str) -> set[nn.Parameter] | None:
-    """Return the parameters that a perturbation moves while they are trained; None for all.
+    """Return the parameters to perturb, as far as they are trainable; None for all.
 
     Args:
-        model: Unwrapped: names are those of its `named_modules`.
+        model: Unwrapped; module names are those of its `named_modules`.
         perturb: `all`; `norm` for the normalisation layers only (SAM-ON, arXiv 2306.04226, which
             takes a rho about ten times larger); or names of modules, separated by commas.
 
@@ -56,7 +55,7 @@ def _modules(model: nn.Module, perturb: str) -> Iterator[nn.Module]:
 
 
 def _near(name: str, modules: list[str]) -> list[str]:
-    """Return names of modules that are like a name, or whose last part is."""
+    """Return module names that resemble a name, or whose last part does."""
     last = {module.rpartition(".")[2]: module for module in reversed(modules)}
     of_parts = [last[part] for part in difflib.get_close_matches(name, last)]
     return difflib.get_close_matches(name, modules) or of_parts

@@ -1,4 +1,4 @@
-"""Sharded tensors by their local parts, and sums over them that count every entry once."""
+"""Sharded tensors (DTensor): their local parts, and reductions that count every entry once."""
 
 import math
 from collections import defaultdict
@@ -13,22 +13,22 @@ from torch.distributed.tensor.placement_types import Placement
 
 
 class Layout(NamedTuple):
-    """Where tensors lie: the parts of those that share a layout can be computed on together."""
+    """Device and sharding of a tensor: local parts of the same layout can be processed together."""
 
     device: torch.device
-    mesh: DeviceMesh | None = None  # None for a tensor that this rank holds whole
+    mesh: DeviceMesh | None = None  # None for an ordinary tensor
     placements: tuple[Placement, ...] = ()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this rank holds, in the tensor's own memory."""
+    """Return the part of a tensor that this rank holds, sharing its memory."""
     return cast(DTensor, tensor.detach()).to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def by_layout(tensors: Iterable[Tensor]) -> dict[Layout, list[Tensor]]:
-    """Group the local parts of tensors."""
+    """Group the local parts of tensors by layout."""
     groups = defaultdict(list)
-    whole = defaultdict(list)  # apart, as a layout for each of many small tensors takes long
+    whole = defaultdict(list)  # separate: a Layout for each of many small tensors is slow
     for tensor in tensors:
         if isinstance(tensor, DTensor):
             layout = Layout(tensor.device, tensor.device_mesh, tensor.placements)
@@ -39,12 +39,14 @@ def by_layout(tensors: Iterable[Tensor]) -> dict[Layout, list[Tensor]]:
 
 
 def sum_over_shards(values: Tensor, layout: Layout, *, largest: bool = False) -> Tensor:
-    """Sum what each rank found in its parts, or take the largest; replicas count once.
+    """Sum the values that each rank computed from its parts, or take their maximum.
+
+    Replicas count once.
 
     Args:
-        values: Of any shape, the same on all ranks.
-        layout: Of the parts.
-        largest: Whether to take the largest instead of the sum.
+        values: Of any shape, the same shape on all ranks.
+        layout: Layout of the parts.
+        largest: Whether to take the maximum instead of the sum.
 
     Returns:
         The result on every rank, of the shape of `values`, after one reduction if sharded.
@@ -57,7 +59,7 @@ def sum_over_shards(values: Tensor, layout: Layout, *, largest: bool = False) ->
 
 
 def norm_over_shards(norm: Tensor, order: float, layout: Layout) -> Tensor:
-    """Combine the norms of the ranks' parts into that of the whole, of shape ()."""
+    """Combine the norms of the local parts into the norm of the whole tensor, of shape ()."""
     if layout.mesh is None or order == math.inf:
         return sum_over_shards(norm, layout, largest=True)
     return sum_over_shards(norm**order, layout) ** (1.0 / order)

@@ -1,4 +1,4 @@
-"""All parameters' tensors as one vector: its norm, products and sums, also where it is sharded."""
+"""Vector arithmetic on all parameters' tensors together, sharded or not: norms, products, sums."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,10 +10,10 @@ from .shards import Layout, by_layout, local, norm_over_shards, sum_over_shards
 # One tensor for each parameter, of its shape; None stands for zero.
 Vector = Sequence[Tensor | None]
 
-# The smallest norm that is divided by: a zero gradient gives a zero perturbation.
+# Floor of norms in a denominator: a zero gradient gives a zero perturbation.
 NORM_FLOOR = 1e-12
 
-# A norm copies tensors of up to so many entries into one: on a CPU that is quicker than many calls.
+# Tensors of up to this many entries are joined for a norm: faster on a CPU than many calls.
 PACKED = 1024
 
 
@@ -21,13 +21,13 @@ def gradient_norm(gradients: Iterable[Tensor | None], order: float = 2.0) -> Ten
     """Compute the norm of all gradients as one vector, in float32 or better.
 
     Args:
-        gradients: Tensors of any shape, None for a parameter without a gradient. Of sharded ones
-            (DTensor) the norm is that of the whole, on every rank.
-        order: Order of the norm, `math.inf` for the largest entry.
+        gradients: Tensors of any shape, None for a parameter without a gradient. For sharded ones
+            (DTensor) the norm is that of the whole tensor, on every rank.
+        order: Order of the norm; `math.inf` for the largest absolute entry.
 
     Returns:
         A scalar of shape () on the device of the first gradient, not synchronised with the host.
-        Communication: one reduction of a scalar for each way in which tensors are sharded.
+        Communication: one reduction of a scalar for each layout of sharded tensors.
     """
     present = [gradient for gradient in gradients if gradient is not None]
     if any(gradient.is_sparse for gradient in present):
@@ -49,7 +49,7 @@ def inner_product(a: Vector, b: Vector) -> Tensor:
         b: Likewise, aligned with `a`.
 
     Returns:
-        A scalar of shape (), not synchronised with the host; of sharded tensors that of the whole.
+        A scalar of shape (), not synchronised with the host; sharded tensors count as a whole.
     """
     sums: dict[Layout, Tensor] = {}
     for x, y in zip(a, b, strict=True):
@@ -66,13 +66,13 @@ def inner_product(a: Vector, b: Vector) -> Tensor:
 
 
 def combine(a: Vector, by: Tensor | float, b: Vector, by_b: Tensor | float) -> list[Tensor | None]:
-    """Return `by` times `a` plus `by_b` times `b`, in the memory of `a`.
+    """Return `by` times `a` plus `by_b` times `b`, reusing the memory of `a`.
 
     Args:
         a: One tensor for each parameter, or None. Consumed, unless sparse.
-        by: A number, or a scalar of shape ().
-        b: Likewise, aligned with `a`; left as it is.
-        by_b: Likewise.
+        by: Factor of `a`: a number, or a scalar of shape ().
+        b: Aligned with `a`; not changed.
+        by_b: Factor of `b`.
 
     Returns:
         The sum; None where both are None. Memory: a copy of one tensor at a time.
@@ -118,7 +118,7 @@ def as_dense(gradient: Tensor) -> Tensor:
 def _norm(tensors: list[Tensor], order: float) -> Tensor:
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if double else torch.float32
-    filled = [tensor for tensor in tensors if tensor.numel() > 0]  # a shard may hold nothing
+    filled = [tensor for tensor in tensors if tensor.numel() > 0]  # a shard may be empty
     if not filled:
         return torch.zeros((), dtype=dtype, device=tensors[0].device)
     small = [tensor.flatten() for tensor in filled if tensor.numel() <= PACKED]

@@ -1,5 +1,5 @@
-"""Comparisons of SAM with the base optimizer over several seeds: `hf-sam compare`.
+"""Compares SAM with the base optimizer over several seeds: the command `hf-sam compare`.
 
-`plan.py` says which runs a comparison has and `compare.py` trains them; statistics, tables and
-pictures read the JSON that comes of it, whose fields must stay readable.
+`plan.py` lists the runs and `compare.py` trains them; statistics, tables and plots are made from
+the resulting JSON, to which fields may be added, but old files must stay readable.
 """

@@ -1,4 +1,4 @@
-"""`python -m hf_sam.comparing`, as `hf-sam compare` runs it."""
+"""Entry point of `python -m hf_sam.comparing`, the same as `hf-sam compare`."""
 
 from .compare import main
 

@@ -1,4 +1,4 @@
-"""Cards and plots from the JSON of comparisons.
+"""Model cards and plots, made from the JSON of comparisons.
 
 python -m hf_sam.comparing.cards model_cards/*.json
 """
@@ -21,8 +21,8 @@ def write_comparison_card(path: Path, comparison: Comparison, report: Report | N
 
     Args:
         path: The file.
-        comparison: All runs.
-        report: How sharp its minimum is, first of the models in it.
+        comparison: The results of all runs.
+        report: Sharpness report whose first model is the published one.
     """
     write_run_card(path, comparison.record, comparison="\n\n".join(_sections(comparison)))
     if report is not None:
@@ -30,7 +30,7 @@ def write_comparison_card(path: Path, comparison: Comparison, report: Report | N
 
 
 def _sections(comparison: Comparison) -> Iterator[str]:
-    """What a reader must know of the table, and no more than is true of it."""
+    """Yield the tables of a comparison, each with an explanation."""
     yield comparison_table(comparison)
     yield code_block(comparison.command)
     seeds = {len(comparison.of(arm)) for arm in comparison.arms}
@@ -70,8 +70,8 @@ def _sections(comparison: Comparison) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write `<name>.md` and `<name>.png` beside each `<name>.json`.
 
-    What `hf_sam.diagnostics` has measured of the published model is taken from
-    `sharpness/<name>-seed<seed>.json` beside it, where that is.
+    If `sharpness/<name>-seed<seed>.json` exists beside it, a sharpness report of the published
+    model by `hf_sam.diagnostics`, the card has a section on it.
     """
     names = sys.argv[1:] if argv is None else argv
     if not names:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_card_and_plot(path: Path) -> None:
-    """Write what `main` says of one comparison."""
+    """Write the card and the plot of one comparison, as `main` does."""
     comparison = Comparison.read(path)
     measured = path.parent / "sharpness" / f"{path.stem}-seed{comparison.record.seed}.json"
     report = Report.read(measured) if measured.is_file() else None

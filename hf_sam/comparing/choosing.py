@@ -1,4 +1,4 @@
-"""Which images settings are chosen on: a tenth of the training images, or a split of the data."""
+"""The images on which settings are chosen: a tenth of the training images, or a split."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ HELD_OUT = "0.1"  # of the training images, as in section 3.1 of arXiv 2010.0141
 
 @dataclass(frozen=True)
 class Choosing:
-    """The options by which a run that settings are chosen by differs from one that is measured."""
+    """The extra options of trial runs (to choose settings) and of final runs (to be measured)."""
 
     trial: Mapping[str, str]
     final: Mapping[str, str]
 
     @classmethod
     def on(cls, split: str | None, data: DataOptions) -> "Choosing":
-        """Choose on a split of the data and then train on it too; None: on a tenth held out."""
+        """Choose on a split, and train final runs on it too; None: choose on a held-out tenth."""
         if split is None:
             return cls(trial={"holdout": HELD_OUT}, final={})
         chosen_on, trained_on = split.split("+"), task_of(data).train_split.split("+")
@@ -35,10 +35,10 @@ class Choosing:
 
 
 def require_split_for_choosing(split: str, data: DataOptions) -> None:
-    """Look whether settings can be chosen on a split.
+    """Check that settings can be chosen on a split.
 
     Raises:
-        ValueError: If the data have no such split, or results are measured on it.
+        ValueError: If the data have no such split, or it is the evaluation split.
     """
     task = task_of(data)
     found = find_splits(data, task)

@@ -1,4 +1,4 @@
-"""Compare SAM with the base optimizer over seeds, at the same number of gradient evaluations too.
+"""The command `hf-sam compare`: trains all runs of a comparison and writes its results.
 
 hf-sam compare --dataset oxford_pets --seeds 5 --sweep rho=0.02,0.05,0.1,0.2
 """
@@ -20,11 +20,11 @@ from ..finetuning.disk import DiskFullError, full_disk_named
 from ..finetuning.finetune import RecipeError, train
 from ..finetuning.folder import (
     FolderInUseError,
-    asked,
     claimed,
     has_ended,
     record_of,
     remove_checkpoints,
+    run_options,
 )
 from ..finetuning.hub import HubError, create_repo, push
 from ..finetuning.image_errors import ErrorsOfRun
@@ -38,15 +38,15 @@ from .plots import plot_comparison
 
 RunOfPlan = tuple[Mapping[str, str], Path]  # options and folder
 FinalRun = tuple[str, Mapping[str, str], int]  # arm, settings and seed
-WAIT = 5  # seconds until a process looks again whether others have ended what it waits for
+WAIT = 5  # seconds between checks whether other processes have finished their runs
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "hf-sam compare") -> Comparison:
-    """Run the plan to its end and return its results.
+    """Train all runs of the plan and return the results.
 
     Args:
-        argv: The command line; None for that of the process.
-        program: What the user has called, for messages.
+        argv: The command-line arguments; None for those of the process.
+        program: The command's name in messages.
     """
     argv = sys.argv[1:] if argv is None else argv
     if importlib.util.find_spec("matplotlib") is None:
@@ -64,11 +64,11 @@ def main(argv: Sequence[str] | None = None, *, program: str = "hf-sam compare") 
 
 
 def compare(plan: Plan, command: str) -> Comparison:
-    """Choose each arm's settings, train every seed, and write what came of it after each seed.
+    """Choose each arm's settings, train every seed, and write the results after each seed.
 
     Raises:
-        RecipeError: For input that does not do.
-        HubError: If nothing can be pushed, before training; or if the push failed, after it.
+        RecipeError: For invalid input.
+        HubError: Before training if pushing is not possible; after training if it failed.
     """
     args, repo_id = plan.args, None
     if args.push_to_hub and args.process_index == 0:
@@ -105,7 +105,7 @@ def compare(plan: Plan, command: str) -> Comparison:
 
 
 def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:
-    """Return the arm's settings of least mean error, the first of equals; its options if none."""
+    """Return an arm's settings with the lowest mean error (the first of equals), or its options."""
     own = [trial.settings for trial in trials if trial.arm == arm.name]
     return min(
         own, key=lambda settings: held_out_error(trials, arm.name, settings), default=arm.options
@@ -113,24 +113,24 @@ def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:
 
 
 class Progress:
-    """Runs what is not finished, and says how far the whole plan is.
+    """Trains the unfinished runs of a plan, and prints the progress.
 
     Several processes of one machine may work on one plan: each takes the next run that no other is
-    training, and waits for the others where it needs what they train.
+    training, and waits for the others where it needs their results.
     """
 
     def __init__(self, plan: Plan) -> None:
-        """Count the runs and their cost."""
+        """Count the runs and add up their costs."""
         self.plan = plan
         runs: list[Mapping[str, str]] = [settings for _, settings, _ in plan.sweep]
         runs += [arm.options for arm in plan.arms for _ in arm.seeds]
-        self.left = sum(plan.cost(options) for options in runs)  # as Plan.cost
+        self.left = sum(plan.cost(options) for options in runs)  # in units of Plan.cost
         self.runs = len(runs)
-        self.records: dict[Path, RunRecord] = {}  # of the runs that have ended, by folder
-        self.seconds, self.spent = 0.0, 0.0  # of the runs that this process has trained; as left
+        self.records: dict[Path, RunRecord] = {}  # of the finished runs, by folder
+        self.seconds, self.spent = 0.0, 0.0  # time and cost of the runs of this process
 
     def require_own_folders(self) -> None:
-        """Raise a ValueError if a folder holds something else, before anything is trained."""
+        """Raise a ValueError, before training, if a run's folder holds something else."""
         for run in self.plan.sweep:
             self.has_ended(*self.trial_run(*run))
         for arm in self.plan.arms:
@@ -138,51 +138,51 @@ class Progress:
                 self.has_ended(*self.final_run(arm.name, arm.options, seed))
 
     def trial_run(self, arm: str, settings: Mapping[str, str], seed: int) -> RunOfPlan:
-        """Return the options and the folder of a run that settings are chosen by."""
+        """Return the options and the folder of a trial run, which is for choosing settings."""
         point = [f"{option}={value}" for option, value in settings.items()]
         name = "-".join([arm, *point, f"seed{seed}"])
         options = {**settings, **self.plan.choosing.trial, "seed": str(seed)}
         return options, self.plan.output_dir / "sweep" / name
 
     def final_run(self, arm: str, settings: Mapping[str, str], seed: int) -> RunOfPlan:
-        """Return the options and the folder of a run that is measured on the evaluation split."""
+        """Return the options and the folder of a final run, measured on the evaluation split."""
         options = {**settings, **self.plan.choosing.final, "seed": str(seed)}
         return options, self.plan.output_dir / f"{arm}-seed{seed}"
 
     def has_ended(self, options: Mapping[str, str], folder: Path) -> bool:
-        """Say whether a run has ended; raise a ValueError if its folder holds something else."""
-        return has_ended(folder, asked(*self.plan.parsed(options)))
+        """Return whether a run has finished; raise a ValueError if its folder holds other files."""
+        return has_ended(folder, run_options(*self.plan.parsed(options)))
 
     def trial(self, arm: str, settings: Mapping[str, str], seed: int) -> Trial:
-        """Return what came of a run that settings are chosen by."""
+        """Return the result of a trial run."""
         record = self.records[self.trial_run(arm, settings, seed)[1]]
         return Trial(arm, settings, record.metrics[METRIC], seed)
 
     def result(self, arm: str, settings: Mapping[str, str], seed: int) -> Result:
-        """Return what came of a run that is measured on the evaluation split."""
+        """Return the result of a final run."""
         _, folder = self.final_run(arm, settings, seed)
         record = self.records[folder]
         metrics = {metric: record.metrics[metric] for metric in METRICS}
         cost = record.gradient_evaluations, record.seconds
-        told = {"rho": f"{record.sam['rho'] if record.sam else 0:g}"}
-        told["learning_rate"] = f"{record.hyperparameters['learning_rate']:g}"
+        shown = {"rho": f"{record.sam['rho'] if record.sam else 0:g}"}
+        shown["learning_rate"] = f"{record.hyperparameters['learning_rate']:g}"
         errors = ErrorsOfRun.read(folder)
-        return Result(arm, seed, told | dict(settings), metrics, *cost, errors)
+        return Result(arm, seed, shown | dict(settings), metrics, *cost, errors)
 
     def whole_seeds(self, wanted: Sequence[FinalRun]) -> list[FinalRun]:
-        """Return the runs of the first seeds, as far as all of a seed's have ended."""
+        """Return the runs of the first seeds, up to the first with an unfinished run."""
         left = [run[2] for run in wanted if self.final_run(*run)[1] not in self.records]
         return [run for run in wanted if not left or run[2] < min(left)]
 
     def finish(self, runs: Sequence[RunOfPlan]) -> Iterator[None]:
-        """Train what has not ended, and yield as often as a run has, until all have."""
+        """Train all unfinished runs, and yield after each run that has finished."""
         left, busy = list(runs), []
         while left:
             for run in left:
                 try:
                     self.run(*run)
                 except FolderInUseError:
-                    if PartialState().num_processes > 1:  # of which only one would know
+                    if PartialState().num_processes > 1:  # only one of them would know
                         raise
                     if run not in busy:
                         PartialState().print(f"{run[1].name}: another process trains it")
@@ -190,12 +190,12 @@ class Progress:
                 else:
                     left.remove(run)
                     yield
-                    break  # and begin anew, with what others have ended meanwhile
+                    break  # start again, as others may have finished runs
             else:
                 time.sleep(WAIT)
 
     def run(self, options: Mapping[str, str], folder: Path) -> None:
-        """Train one run of the plan to its end, unless it has got there already.
+        """Train one run of the plan to its end, unless it has finished.
 
         Raises:
             FolderInUseError: If another process is training it.
@@ -206,7 +206,7 @@ class Progress:
             if is_new := not self.has_ended(options, folder):
                 if PartialState().is_main_process:
                     held.enter_context(claimed(folder))
-                is_new = not self.has_ended(options, folder)  # another process may have, meanwhile
+                is_new = not self.has_ended(options, folder)  # another process may have finished it
             if is_new:
                 self.train(options, folder, label)
         self.left -= self.plan.cost(options)
@@ -219,23 +219,23 @@ class Progress:
         PartialState().print(f"{label}: {error}, {took}; {left} min left", flush=True)
 
     def train(self, options: Mapping[str, str], folder: Path, label: str) -> None:
-        """Train one run of the plan, and remember how long it took."""
+        """Train one run of the plan, and add its time to the total."""
         began = time.monotonic()
         PartialState().print(f"\n{label}: {folder}", flush=True)
         try:
-            finish(self.plan.words(options), folder)
+            finish(self.plan.arguments_of(options), folder)
         except RecipeError as error:
             raise RecipeError(f"{folder.name}: {error}") from error
         self.seconds += time.monotonic() - began
         self.spent += self.plan.cost(options)
 
 
-def finish(words: Sequence[str], folder: Path) -> None:
+def finish(arguments: Sequence[str], folder: Path) -> None:
     """Train a run to its end, from its last checkpoint if there is one."""
     resumed = last_complete(folder) is not None
     PartialState().wait_for_everyone()
-    torch.compiler.reset()  # or the next model counts as the last one's recompilation
-    told = [*words, f"--output_dir={folder}", "--push_to_hub=false"]  # whatever a file says
-    train(told + ["--resume_from_checkpoint=last"] * resumed, is_claimed=True)
+    torch.compiler.reset()  # else each new model counts as a recompilation of the last
+    arguments = [*arguments, f"--output_dir={folder}", "--push_to_hub=false"]  # override a file
+    train(arguments + ["--resume_from_checkpoint=last"] * resumed, is_claimed=True)
     PartialState().wait_for_everyone()
     gc.collect()

@@ -1,4 +1,4 @@
-"""What came of a comparison: every run, and mean, interval and paired differences over seeds."""
+"""The results of a comparison: all runs, and means, intervals and paired differences by seed."""
 
 import math
 from collections import Counter
@@ -14,24 +14,24 @@ from ..reporting.json_files import read_json, write_json
 from ..reporting.markdown import Markdown, code, table
 from ..reporting.model_card import RunRecord
 
-METRIC = "eval_top1_error"  # in percent: what arms are chosen by and compared in
+METRIC = "eval_top1_error"  # in percent: chooses settings and compares arms
 BASELINES = ("base", "base_2x")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run of an arm."""
+    """The result of one final run of an arm."""
 
     arm: str
     seed: int
-    settings: Mapping[str, str]  # the options in which the arm differs from the common ones
+    settings: Mapping[str, str]  # the arm's own options
     metrics: Mapping[str, float]
     gradient_evaluations: int  # forward-backward passes over an effective batch
     seconds: float  # wall time of training
-    errors: ErrorsOfRun | None = None  # image by image; None in records that came before them
+    errors: ErrorsOfRun | None = None  # image by image; None in older records
 
     def __post_init__(self) -> None:
-        """Require what arms are compared by."""
+        """Check the numbers by which arms are compared."""
         if not 0 <= self.metrics.get(METRIC, math.nan) <= 100:
             raise ValueError(f"`metrics` must have {METRIC} in percent, got {self.metrics}")
         if not math.isfinite(self.seconds):
@@ -45,40 +45,40 @@ class Result:
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the grid that an arm's settings were chosen from."""
+    """The result of one trial run: a point of the grid from which settings are chosen."""
 
     arm: str
     settings: Mapping[str, str]
-    held_out_error: float  # top-1 error in percent where settings are chosen
+    held_out_error: float  # top-1 error in percent on the images for choosing
     seed: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs of a plan."""
+    """The results of all runs of a plan."""
 
     command: str
-    record: RunRecord  # of the model that is published: data, model, machine, versions
-    published: str  # its arm
+    record: RunRecord  # of the published model: data, model, machine, versions
+    published: str  # the arm of the published model
     trials: Sequence[Trial]
     results: Sequence[Result]
-    sweep_split: str | None = None  # that settings were chosen on; None: a tenth of the training
+    sweep_split: str | None = None  # for choosing settings; None: a tenth of the training images
 
     def __post_init__(self) -> None:
-        """Require a run."""
+        """Check that there is a result."""
         if not self.results:
             raise ValueError("`results` must hold one run or more")
 
     def write(self, path: Path) -> None:
-        """Write all of it as JSON."""
+        """Write the comparison as JSON."""
         write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote.
+        """Read a comparison that `write` wrote.
 
         Raises:
-            ValueError: If the file is cut short, edited or of something else.
+            ValueError: If the file is truncated, edited or not a comparison.
         """
         again = "restore it, or type the command of its hf-sam compare again, which writes it anew"
         return read_json(path, cls, remedy=again)
@@ -93,11 +93,11 @@ class Comparison:
         return sorted((r for r in self.results if r.arm == arm), key=lambda r: r.seed)
 
     def gradient_evaluations(self, arm: str) -> float:
-        """Return those of one run of an arm, on average over seeds."""
+        """Return the gradient evaluations of one run of an arm, averaged over seeds."""
         return mean(result.gradient_evaluations for result in self.of(arm))
 
     def minutes(self, arm: str) -> float:
-        """Return the wall time of an arm's fastest run: other work can only make a run slower."""
+        """Return the wall time of an arm's fastest run, as other work makes runs slower."""
         return min(result.seconds for result in self.of(arm)) / 60
 
     def differences(self, arm: str, baseline: str) -> list[float]:
@@ -107,7 +107,7 @@ class Comparison:
 
 
 def comparison_table(comparison: Comparison) -> Markdown:
-    """Render one row an arm: error, paired differences, cost and number of seeds."""
+    """Render a table with one row per arm: error, paired differences, cost and number of seeds."""
     baselines = [name for name in BASELINES if name in comparison.arms]
     minus = [Markdown(f"minus {code(name)}") for name in baselines]
     titles = ["arm", "settings", "top-1 error, %", *minus]
@@ -140,7 +140,7 @@ def held_out_error(trials: Sequence[Trial], arm: str, settings: Mapping[str, str
 
 
 def trials_table(comparison: Comparison) -> Markdown:
-    """Render the grid: one row a point, the chosen one of each arm marked."""
+    """Render the grid of trials, one row per point, with each arm's chosen point marked."""
     chosen = {result.arm: result.settings for result in comparison.results}
     points = [(trial.arm, tuple(trial.settings.items())) for trial in comparison.trials]
     chosen_on = "held-out training images"

@@ -1,4 +1,4 @@
-"""All comparisons in one picture: SAM against the base optimizer at equal gradient evaluations.
+"""Overview plot of all comparisons: SAM and the base optimizer at equal gradient evaluations.
 
 python -m hf_sam.comparing.overview model_cards/*.json --out docs/pictures/comparisons.png
 """
@@ -15,34 +15,34 @@ from ..reporting.interval import Interval
 from .comparison import Comparison
 
 BASELINE = "base_2x"  # the base optimizer at twice the epochs: as many evaluations as SAM
-ALIKE = 0.95  # share of the baseline's evaluations from which on they count as equal
+ALIKE = 0.95  # fraction of the baseline's evaluations from which they count as equal
 LESS, MORE, UNCLEAR = "#0072b2", "#d55e00", "#7f7f7f"
 HEIGHT = 0.19  # inches, of a row
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm that trains with SAM, beside the base optimizer."""
+    """One arm with SAM, compared with the base optimizer."""
 
     arm: str
-    difference: Interval  # of the top-1 error in points, paired by seed; below zero: it errs less
+    difference: Interval  # of the top-1 error in points, paired by seed; negative: SAM is better
     share: float  # of the baseline's gradient evaluations
 
     @property
     def colour(self) -> str:
-        """Say whether the difference is beyond its interval, and on which side."""
+        """Colour by the sign of the difference; grey if zero is within its interval."""
         if not abs(self.difference.mean) > self.difference.half_width:
             return UNCLEAR
         return LESS if self.difference.mean < 0 else MORE
 
     @property
     def is_equal_cost(self) -> bool:
-        """Whether the arm makes as many gradient evaluations as the baseline."""
+        """Whether the arm makes about as many gradient evaluations as the baseline."""
         return self.share >= ALIKE
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
-    """Return a row for each arm with SAM; none where nothing is trained at twice the epochs."""
+    """Return a row for each arm with SAM; none without the baseline at twice the epochs."""
     if BASELINE not in comparison.arms:
         return []
     cost = comparison.gradient_evaluations(BASELINE)
@@ -60,7 +60,7 @@ def _has_sam(comparison: Comparison, arm: str) -> bool:
 
 
 def all_rows(paths: Sequence[Path]) -> dict[str, list[Row]]:
-    """Return the rows of every comparison, by what it is called.
+    """Return the rows of every comparison, by its title.
 
     Raises:
         ValueError: If a file is damaged, or there is nothing to show.
@@ -83,7 +83,7 @@ def _about(comparison: Comparison) -> str:
 
 
 def summary(rows: Mapping[str, Sequence[Row]]) -> str:
-    """Count in words what the picture shows."""
+    """Return a sentence with the counts of the plot's rows."""
     every = [row for of_one in rows.values() for row in of_one]
     equal = [row for row in every if row.is_equal_cost]
     cheaper = [row for row in every if not row.is_equal_cost]
@@ -103,8 +103,8 @@ def _counted(rows: Sequence[Row]) -> str:
 
 
 def plot_overview(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Draw one line a row: the difference, its interval, and what it cost."""
-    from matplotlib.figure import Figure  # an extra of the package
+    """Plot one line per row: the difference, its interval and the cost."""
+    from matplotlib.figure import Figure  # an optional dependency
 
     lines = sum(1 + len(of_one) for of_one in rows.values())
     figure = Figure(figsize=(8, HEIGHT * lines + 1.1), dpi=150, layout="constrained")
@@ -150,7 +150,7 @@ def _draw(axes: Any, at: int, row: Row) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw all comparisons that are given; a damaged file ends in one message."""
+    """Plot the given comparisons; a damaged file ends in one message."""
     parser = ArgumentParser("overview.py", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="JSON that hf-sam compare has written")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")

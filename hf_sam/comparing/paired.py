@@ -1,4 +1,4 @@
-"""Arms compared image by image: McNemar's test on the images that only one of two errs on."""
+"""McNemar's test, which compares two arms image by image."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from .comparison import BASELINES, Comparison
 
 @dataclass(frozen=True)
 class McNemar:
-    """The exact test of two arms on the same images; with several seeds, a sign test of images.
+    """McNemar's exact test of two arms on the same images; with several seeds, a sign test.
 
-    An image counts for the arm that errs on it in fewer of the seeds that both have run; one that
-    both err on equally often says nothing. Its p-value is over images: of these very models, it
-    asks what other images would say, where the interval over seeds asks what other models would.
+    An image counts for the arm that misclassifies it in fewer of the seeds that both have run;
+    ties are dropped. The p-value is for a sample of other images with these models, whereas the
+    interval over seeds is for other models.
     """
 
-    better: int  # images on which the arm errs in fewer seeds than the baseline
-    worse: int  # and in more
-    p: float  # two-sided, that images split as unevenly by chance
+    better: int  # images that the arm misclassifies in fewer seeds than the baseline
+    worse: int  # images that it misclassifies in more seeds
+    p: float  # two-sided p-value
 
     @classmethod
     def of(cls, better: int, worse: int) -> Self:
-        """Test the two counts, exactly by the binomial distribution."""
+        """Test the two counts, exactly, by the binomial distribution."""
         n = better + worse
         return cls(better, worse, float(binomtest(better, n).pvalue) if n else 1.0)
 
     def __str__(self) -> str:
-        """Say it as 52 : 31, p = 0.028."""
+        """Format as 52 : 31, p = 0.028."""
         p = f"= {self.p:.3f}" if self.p >= 0.001 else "< 0.001"
         return f"{self.better} : {self.worse}, p {p}"
 
@@ -39,7 +39,7 @@ def mcnemar(comparison: Comparison, arm: str, baseline: str) -> McNemar | None:
     """Compare an arm with a baseline on the images of the evaluation split.
 
     Returns:
-        The test; None where no seed has the errors of both, image by image.
+        The test; None if no seed has the errors of both, image by image.
     """
     errors = {r.seed: r.errors for r in comparison.of(baseline) if r.errors}
     balance: Counter[int] = Counter()
@@ -55,7 +55,7 @@ def mcnemar(comparison: Comparison, arm: str, baseline: str) -> McNemar | None:
 
 
 def paired_table(comparison: Comparison) -> Markdown:
-    """Render one row an arm that some baseline can be compared with; nothing if there is none."""
+    """Render a table with one row per arm that can be tested; empty if there is none."""
     baselines = [name for name in BASELINES if name in comparison.arms]
     rows = []
     for arm in comparison.arms:

@@ -1,4 +1,4 @@
-"""What a comparison trains: arms, the grid their settings are chosen from, seeds."""
+"""The plan of a comparison: its arms, the grid from which settings are chosen, and the seeds."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ Each arm is trained with every seed, from the same start, on the same images in 
 All other options are those of hf-sam finetune and hold for every arm. Finished runs are skipped,
 and an unfinished one goes on from its last checkpoint: type the same command again.
 """
-# Options that the plan sets, or that are the same for all arms; the last ones by their beginnings.
+# Options that the plan sets, or that are the same for all arms; prefixes of names.
 OF_THE_PLAN = ("seed", "data_seed", "holdout", "resume_from_checkpoint", "load_best_model_at_end")
 COMMON = (
     *(*OF_THE_PLAN, "config", "output_dir", "dataset", "data_dir", "max_eval_samples", "eval_"),
@@ -37,7 +37,7 @@ SAM_FIELDS = {field.name for field in dataclasses.fields(SAMArguments)}
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train, by the options in which it differs from the common ones."""
+    """One way to train: the options in which it differs from the common ones."""
 
     name: str
     options: Mapping[str, str]
@@ -46,30 +46,30 @@ class Arm:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asks for."""
+    """All runs that the command line asks for."""
 
-    common: Sequence[str]  # words for hf-sam finetune
-    args: SAMConfig  # of the common words
+    common: Sequence[str]  # arguments of hf-sam finetune, for all arms
+    args: SAMConfig  # parsed from the common arguments
     arms: Sequence[Arm]
-    grid: Mapping[tuple[str, str], Sequence[str]]  # by arm ("" for all) and option that is swept
+    grid: Mapping[tuple[str, str], Sequence[str]]  # values by arm ("" for all) and option
     seeds: Sequence[int]
-    sweep_seeds: Sequence[int]  # of the runs that settings are chosen by
-    sweep_split: str | None  # that settings are chosen on; None: a tenth of the training images
+    sweep_seeds: Sequence[int]  # of the trial runs, by which settings are chosen
+    sweep_split: str | None  # for choosing settings; None: a tenth of the training images
     choosing: Choosing
     output_dir: Path
 
     def has_sam(self, options: Mapping[str, str]) -> bool:
-        """Whether a run with these options perturbs at all."""
+        """Whether a run with these options uses SAM."""
         return self.parsed(options)[2].rho > 0
 
     def parsed(self, options: Mapping[str, str]) -> tuple[DataOptions, ModelOptions, SAMConfig]:
-        """Return what a run with these options comes to."""
-        return parse_options(self.words(options))
+        """Return the parsed options of a run."""
+        return parse_options(self.arguments_of(options))
 
     def trials(self, arm: Arm) -> list[dict[str, str]]:
-        """Return the points of the grid that concern an arm; none if there is nothing to choose."""
+        """Return the points of the grid for an arm; none if there is nothing to choose."""
         grid: dict[str, Sequence[str]] = {}
-        for whose in ("", arm.name):  # an arm's own values take the place of the common ones
+        for whose in ("", arm.name):  # an arm's own values replace the common ones
             grid |= {name: values for (of, name), values in self.grid.items() if of == whose}
         names = [name for name in grid if name not in arm.options]
         if not self.has_sam(arm.options):
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def sweep(self) -> list[tuple[str, dict[str, str], int]]:
-        """Arm, settings and seed of each run that settings are chosen by."""
+        """Arm, settings and seed of each trial run."""
         return [
             (arm.name, {**arm.options, **point}, seed)
             for arm in self.arms
@@ -87,22 +87,22 @@ class Plan:
             for seed in self.sweep_seeds
         ]
 
-    def words(self, options: Mapping[str, str]) -> list[str]:
-        """Return the words of a run for hf-sam finetune; the last to say an option wins."""
+    def arguments_of(self, options: Mapping[str, str]) -> list[str]:
+        """Return a run's arguments of hf-sam finetune; the last value of an option counts."""
         return [*self.common, *(f"--{name}={value}" for name, value in options.items())]
 
     def cost(self, options: Mapping[str, str]) -> float:
-        """Return a run's gradient evaluations in units of the base optimizer's, about."""
+        """Return a run's approximate gradient evaluations, relative to the base optimizer's."""
         args = self.parsed(options)[2]
         length = LENGTH[self.args.max_steps > 0]
         return passes_per_step(args) * getattr(args, length) / getattr(self.args, length)
 
 
 def parse_plan(argv: Sequence[str]) -> Plan:
-    """Read the plan from the words of a command line.
+    """Parse the plan from command-line arguments.
 
     Raises:
-        ValueError: Saying rule, value and remedy.
+        ValueError: With rule, value and remedy.
     """
     own, common = command_line_parser().parse_known_args(argv)
     if "--print_config" in common:
@@ -142,12 +142,12 @@ def parse_plan(argv: Sequence[str]) -> Plan:
                 "`train_split` must be the same for all arms with `sweep_split`: give it as "
                 "--train_split, or leave it out."
             )
-        plan.parsed(options)  # a mistake is said before hours of training
+        plan.parsed(options)  # finds mistakes before hours of training
     return plan
 
 
 def command_line_parser() -> ArgumentParser:
-    """Return the parser of what `hf-sam compare` takes beyond the options of `hf-sam finetune`."""
+    """Return the parser of the options that `hf-sam finetune` does not have."""
     parser = ArgumentParser(
         "hf-sam compare",
         usage="hf-sam compare [--seeds N] [--sweep NAME=VALUE,VALUE ...] [--option value ...]",
@@ -163,22 +163,22 @@ def command_line_parser() -> ArgumentParser:
         action="extend",
         default=[],
         metavar="NAME=VALUE,VALUE",
-        help="Choose each arm's settings from the grid of these values: by the error on a tenth of "
-        "the training images, which the run does not train on. ARM:NAME=VALUE is for one arm.",
+        help="Choose each arm's settings from the grid of these values, by the error on a tenth of "
+        "the training images that is held out. ARM:NAME=VALUE is for one arm only.",
     )
     parser.add_argument(
         "--sweep_seeds",
         type=int,
         default=1,
-        help="Choose by the mean over this many seeds, each with a tenth of its own. A tenth of "
-        "few images says little: 150 of them leave a standard error of 4 points.",
+        help="Choose by the mean error over this many seeds, each with another tenth. A tenth of a "
+        "small data set is imprecise: 150 images leave a standard error of 4 points.",
     )
     parser.add_argument(
         "--sweep_split",
         metavar="SPLIT",
-        help="Choose on this split of the data (validation) instead, without training on it; the "
-        "runs that are measured train on it too. With --label_noise its labels are right in the "
-        "first and noisy in the second.",
+        help="Choose on this split of the data (such as validation) instead; the final runs then "
+        "train on it too. With --label_noise, its labels are clean when settings are chosen and "
+        "noisy in the final runs.",
     )
     parser.add_argument(
         "--arm",
@@ -186,13 +186,13 @@ def command_line_parser() -> ArgumentParser:
         action="append",
         default=[],
         metavar=("NAME", "OPTION=VALUE"),
-        help="One more arm, with options of its own: --arm asam adaptive=true rho=0.5. The name "
-        "of a standard arm gives that one options. seeds=3 trains it with the first three only.",
+        help="Add an arm with options of its own: --arm asam adaptive=true rho=0.5. The name of a "
+        "standard arm adds options to that one. seeds=3 uses the first three seeds only.",
     )
     parser.add_argument(
         "--arms", nargs="+", action="extend", metavar="NAME", help="Train only these arms."
     )
-    parser.add_argument("--output_dir", help="Where runs and results go.")
+    parser.add_argument("--output_dir", help="Folder for the runs and results.")
     return parser
 
 

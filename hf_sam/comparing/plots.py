@@ -1,4 +1,4 @@
-"""The picture of a comparison: error against gradient evaluations, and against wall time."""
+"""The plot of a comparison: error against gradient evaluations, and against wall time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,13 @@ from .comparison import Comparison
 # Okabe-Ito, but brown in place of its yellow, which is hard to see on white.
 COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000", "#8b4513")
 MARKERS = "osD^vPX*"
-GREY = "#7f7f7f"  # of the arms beyond the colours, which are named at their points
+GREY = "#7f7f7f"  # of further arms, which are named at their points
 SMALL = 6  # points, of those names
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
     """Plot each arm's mean error with its 95 % interval, and every run as a dot."""
-    from matplotlib.figure import Figure  # an extra of the package
+    from matplotlib.figure import Figure  # an optional dependency
 
     figure = Figure(figsize=(8, 3.6), dpi=150, layout="constrained")
     by_cost, by_time = figure.subplots(1, 2, sharey=True)
@@ -25,7 +25,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         (by_time, _plot(by_time, comparison, comparison.minutes)),
     ]
     bottom, top = by_cost.get_ylim()
-    by_cost.set_ylim(max(bottom, 0.0), min(top, 100.0))  # no error lies beyond, if an interval does
+    by_cost.set_ylim(max(bottom, 0.0), min(top, 100.0))  # errors lie within, intervals may not
     by_cost.set_xlabel("gradient evaluations of one run")
     by_cost.set_ylabel("top-1 error, %")
     by_time.set_xlabel("minutes of the fastest run")
@@ -40,7 +40,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 
 
 def _plot(axes: Any, comparison: Comparison, cost: Callable[[str], float]) -> dict[str, Any]:
-    """Draw every arm, and return where its mean is."""
+    """Plot every arm, and return the positions of the means."""
     arms = comparison.arms
     costs = {arm: cost(arm) for arm in arms}
     width = 0.015 * max(costs.values())
@@ -66,14 +66,14 @@ def _plot(axes: Any, comparison: Comparison, cost: Callable[[str], float]) -> di
 
 
 def _name_greys(axes: Any, points: dict[str, Any]) -> None:
-    """Write the names of the arms without a colour at their points, clear of each other."""
+    """Label the grey arms at their points, without overlaps."""
     greys = list(points)[len(COLOURS) :]
     if not greys:
         return
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-    axes.figure.draw_without_rendering()  # or nothing is where it will be
+    axes.figure.draw_without_rendering()  # computes the layout, which the labels need
     radius = axes.figure.dpi / 24  # pixels, of a marker of 6 points
     at = axes.transData.transform(list(points.values()))
     taken = [Bbox([centre - radius, centre + radius]) for centre in at]

@@ -1,4 +1,8 @@
-"""How flat a minimum is: in numbers, and in pictures (`hf_sam.diagnostics.plots`)."""
+"""Measures how flat a minimum is: sharpness, Hessian, loss landscapes, and plots of them.
+
+Every measurement must leave the model, the data loader and the random state exactly as they were
+(`measuring.py`); a new one is a file here, and `plots.py` alone needs matplotlib.
+"""
 
 from .callback import SharpnessCallback
 from .hessian import Density, Hessian, hessian

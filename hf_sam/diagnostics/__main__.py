@@ -1,4 +1,4 @@
-"""Measure how sharp one classifier's minimum is, or two side by side, and write a report.
+"""The command `hf-sam report`: measures the sharpness of one or two classifiers, writes a report.
 
 python -m hf_sam.diagnostics runs/sam --compare runs/base --data digits --out runs/sharpness
 """
@@ -25,12 +25,12 @@ from .landscape import line_between
 from .progress import Progress
 from .report import Plan, Portrait, Report, kept_portrait, portray
 
-ERROR, BETWEEN = "top-1 error", "on the line between the two"  # as progress is said
+ERROR, BETWEEN = "top-1 error", "on the line between the two"  # names in the progress messages
 LINE_BETWEEN = 27  # points
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
-    """Run the command; bad input ends in one message and exit status 1."""
+    """Run the command; invalid input ends in one message and exit status 1."""
     argv = sys.argv[1:] if argv is None else argv
     options = command_line().parse_args(argv)
     if find_spec("matplotlib") is None:
@@ -52,7 +52,7 @@ def measure(options: Namespace, command: str) -> Report:
     """Load, measure, and write `report.json` and `report.html`.
 
     Raises:
-        ValueError: For input that does not do.
+        ValueError: For invalid input.
     """
     folders = [options.model, *([options.compare] if options.compare else [])]
     names = options.names or [last_part(folder) for folder in folders]
@@ -78,7 +78,7 @@ def measure(options: Namespace, command: str) -> Report:
         trained.classifier.model.to(torch.device(options.device))
     progress = Progress(_costs(names, plan, len(examples), splits, options))
     between = None
-    if options.compare:  # first, as it is quick and refuses what cannot be compared
+    if options.compare:  # first, as it is quick and rejects models that cannot be compared
         progress.begin(BETWEEN)
         first, second = (trained.classifier.model for trained in models)
         between = line_between(first, second, batches[0], seed=options.seed)
@@ -106,8 +106,8 @@ def measure(options: Namespace, command: str) -> Report:
 
 
 def _write(report: Report, out: Path, cards: Sequence[Path]) -> None:
-    """Write the report, and its section into the cards of its models."""
-    from .html import write_html  # draws with matplotlib, an extra of the package
+    """Write the report, and its section in the models' cards."""
+    from .html import write_html  # needs matplotlib, an optional dependency
 
     numbers, page = (out / name for name in WRITTEN)
     report.write(numbers)
@@ -128,7 +128,7 @@ def _portrait(
     plan: Plan,
     progress: Progress,
 ) -> Portrait:
-    """Return what an interrupted run has kept of the same model, or measure it and keep it."""
+    """Load the measurements of an interrupted run, or measure the model and save them."""
     model = trained.classifier.model
     of: list[Any] = [fingerprint(model.state_dict()), [fingerprint(batch) for batch in batches]]
     of += [options.data, splits.eval_split, options.max_eval_samples]
@@ -161,7 +161,7 @@ def _portrait(
 def _costs(
     names: Sequence[str], plan: Plan, examples: int, splits: Splits, options: Namespace
 ) -> dict[str, float]:
-    """Return all that is measured, with its cost in forward-backward passes over the examples."""
+    """Return the cost of each measurement, in forward-backward passes over the examples."""
     error = min(options.max_eval_samples, len(splits.eval)) / examples / 3
     of_one = {ERROR: error, **plan.costs()}
     costs = {BETWEEN: LINE_BETWEEN / 3} if len(names) > 1 else {}
@@ -169,13 +169,13 @@ def _costs(
 
 
 def _plan(options: Namespace, m: Sequence[int] | None) -> Plan:
-    """Return how much is measured, with these numbers for m-sharpness, or the usual ones."""
+    """Return the plan that the options ask for, with the given or the default `m`."""
     chosen = {field.name: getattr(options, field.name) for field in fields(Plan)}
     return Plan(**{**chosen, "m": Plan().m if m is None else tuple(m)})
 
 
 def command_line() -> ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the parser of the command-line options."""
     parser = ArgumentParser(
         prog="python -m hf_sam.diagnostics",
         description="Measure how sharp a classifier's minimum is, and write report.json and "
@@ -184,7 +184,7 @@ def command_line() -> ArgumentParser:
     )
     add, plan = parser.add_argument, Plan()
     add("model", help="folder of a trained image classifier, or its name on the Hub")
-    add("--compare", metavar="OTHER", help="another of the same architecture, to stand beside it")
+    add("--compare", metavar="OTHER", help="a second model of the same architecture")
     add(
         "--data",
         "--data_dir",
@@ -193,28 +193,33 @@ def command_line() -> ArgumentParser:
         help="digits, a folder (parquet or train/<class>/<image>), or owner/name on the Hub",
     )
     add("--out", default="runs/sharpness", help="folder to write to")
-    add("--names", nargs="+", help="what the models are called in the report")
+    add("--names", nargs="+", help="names of the models in the report")
     add("--train_split", default="train", help="split whose loss is measured")
     add("--eval_split", help="split whose error is measured; unset: test or validation")
     add("--image_column", help="column of the images")
     add("--label_column", help="column of the labels")
-    add("--max_train_samples", type=int, help="draw from what hf-sam finetune took with this seed")
+    add("--max_train_samples", type=int, help="as for hf-sam finetune, to use the same sample")
     add("--examples", type=int, default=128, help="images whose loss is measured, drawn at random")
     add("--max_eval_samples", type=int, default=2000, help="images for the error, at most")
     add("--batch_size", type=int, default=32, help="images at a time: fewer take less memory")
     add("--rho", type=float, default=plan.rho, help="L2 radius in parameter space")
-    add("--steps", type=int, default=plan.steps, help="of projected ascent")
-    add("--sigma", type=float, default=plan.sigma, help="of each weight in random directions")
-    add("--directions", type=int, default=plan.directions, help="random ones, for the average")
+    add("--steps", type=int, default=plan.steps, help="steps of projected ascent")
+    add("--sigma", type=float, default=plan.sigma, help="standard deviation in each weight")
+    add("--directions", type=int, default=plan.directions, help="random directions to average over")
     usual = ", ".join(map(str, plan.m))
-    add("--m", type=int, nargs="*", help=f"for m-sharpness; unset: of {usual} those that fit")
-    add("--top_k", type=int, default=plan.top_k, help="eigenvalues of the Hessian")
+    add("--m", type=int, nargs="*", help=f"m of m-sharpness; unset: those of {usual} that fit")
+    add("--top_k", type=int, default=plan.top_k, help="number of eigenvalues of the Hessian")
     add("--trace_probes", type=int, default=plan.trace_probes, help="random vectors for the trace")
-    add("--density_probes", type=int, default=plan.density_probes, help="for the spectrum; 0: none")
-    add("--density_steps", type=int, default=plan.density_steps, help="Lanczos steps for each")
-    add("--points", type=int, default=plan.points, help="of the landscape a side; 0: no landscape")
+    add(
+        "--density_probes",
+        type=int,
+        default=plan.density_probes,
+        help="for the spectrum; 0: no spectrum",
+    )
+    add("--density_steps", type=int, default=plan.density_steps, help="Lanczos steps of each")
+    add("--points", type=int, default=plan.points, help="a side of the landscape; 0: none")
     add("--span", type=float, default=plan.span, help="how far the landscape reaches")
-    add("--seed", type=int, default=plan.seed, help="of the images and of all random directions")
+    add("--seed", type=int, default=plan.seed, help="of the images and all random directions")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to compute on")
     add("--card", action="store_true", help="add a section to the README.md beside each model")
     return parser

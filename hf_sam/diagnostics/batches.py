@@ -1,4 +1,4 @@
-"""Examples as the parts that they are computed in, and as groups of m."""
+"""Batches of examples: collecting them, and splitting them into groups of m."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """A batch or a part of one."""
+    """A batch, or some rows of one."""
 
     batch: Any  # tensors in mappings, lists or tuples; the first dimension counts examples
     examples: int
 
 
 def collect(batches: Iterable[Any], most: int | None) -> list[Part]:
-    """Fetch batches and keep them.
+    """Fetch batches into a list.
 
     Args:
-        batches: Of a data loader.
-        most: How many at most; None for all.
+        batches: A data loader, or the like.
+        most: Largest number of batches; None for all.
 
     Raises:
         ValueError: If there is none, or `most` is below 1.
@@ -42,21 +42,21 @@ def collect(batches: Iterable[Any], most: int | None) -> list[Part]:
 
 
 def shares(parts: Sequence[Part]) -> Iterator[tuple[Part, float]]:
-    """Give each part with its share of the examples: the weight of its mean in that of all."""
+    """Yield each part with its fraction of the examples, the weight of its mean loss."""
     examples = sum(part.examples for part in parts)
     for part in parts:
         yield part, part.examples / examples
 
 
 def groups_of(parts: Sequence[Part], m: int) -> list[list[Part]]:
-    """Split examples into groups of m, the last one smaller where they do not divide.
+    """Split examples into groups of m; the last group may be smaller.
 
     Args:
         parts: The examples, in this order.
-        m: Examples that share one perturbation.
+        m: Number of examples that share one perturbation.
 
     Returns:
-        For each group the parts that it is computed in; a batch that spans groups is cut.
+        The parts of each group; a batch that spans groups is split.
     """
     examples = sum(part.examples for part in parts)
     if not 1 <= m <= examples:

@@ -1,4 +1,4 @@
-"""Sharpness in the training log: measured on a few fixed batches whenever the Trainer evaluates."""
+"""A Trainer callback that logs sharpness at each evaluation, measured on a few fixed batches."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -21,17 +21,17 @@ logger = logging.get_logger(__name__)
 
 
 class SharpnessCallback(TrainerCallback):
-    """Logs how sharp the loss is at each evaluation, to whatever `report_to` names.
+    """Measures the sharpness at each evaluation and logs it to the loggers of `report_to`.
 
     ```python
     trainer.add_callback(SharpnessCallback(trainer, rho=0.05))
     ```
 
     The entries are `probe_loss`, `probe_worst_case` (the rise after SAM's ascent step of length
-    rho), `probe_average` (the mean rise over random directions) and, on request,
-    `probe_lambda_max`. Training is not affected: weights, buffers and random draws are as without.
-    (The probe batches are fetched once: data that draw from a generator of their own are one pass
-    further then, so pass another object as `data`.) What cannot be measured is warned of once.
+    rho), `probe_average` (the mean rise over random directions) and, optionally,
+    `probe_lambda_max`. Training is not affected: weights, buffers and random draws are the same
+    without it. (The batches are fetched once, which advances a random generator of the data set's
+    own; if there is one, pass another object as `data`.) If measuring fails, it warns once.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class SharpnessCallback(TrainerCallback):
         lanczos_steps: int = 0,
         seed: int = 0,
     ) -> None:
-        """Choose what to measure on: nothing is fetched before the first evaluation.
+        """Set what to measure; no batch is fetched before the first evaluation.
 
         Each evaluation costs, over `max_batches` batches of the evaluation's size, one
         forward-backward and 2 + 2 `directions` forward passes, and for each Lanczos step two
         forward-backward passes more.
 
         Args:
-            trainer: Whose model is measured, and whose log is written to.
-            data: To measure on, the first batches of it; None for the training data.
+            trainer: The Trainer whose model is measured, and to whose log it is written.
+            data: Data set whose first batches are used; None for the training data.
             rho: L2 radius in parameter space.
             sigma: Standard deviation of the random directions, in each weight.
-            max_batches: The number of batches, the same ones at every evaluation.
-            directions: Random directions of the average, the same ones at every evaluation.
-            lanczos_steps: Hessian-vector products for lambda_max, which they approach from below:
-                10 leave a few percent; 0 to leave it out.
-            seed: Of the directions.
+            max_batches: Number of batches, the same ones at every evaluation.
+            directions: Number of random directions, the same ones at every evaluation.
+            lanczos_steps: Hessian-vector products for lambda_max, which is underestimated, by a
+                few percent with 10; 0 to leave it out.
+            seed: Seed of the directions.
 
         Raises:
             ValueError: If a number is out of its range.
@@ -87,7 +87,7 @@ class SharpnessCallback(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure and log, once a step; a loss that is not finite ends no training."""
+        """Measure and log, once a step; training continues if the loss is not finite."""
         if self._measured_at == state.global_step:
             return  # an evaluation on each of several data sets
         self._measured_at = state.global_step
@@ -99,10 +99,10 @@ class SharpnessCallback(TrainerCallback):
         self._trainer.log(entries)
 
     def measure(self) -> dict[str, float]:
-        """Measure the model as it is now.
+        """Measure the current model.
 
         Returns:
-            What is logged.
+            The log entries.
         """
         batches: Iterable[Any] = self._batches
         if not self._batches:

@@ -1,4 +1,4 @@
-"""The section "How sharp" of a model's card."""
+"""The section "How sharp" of a model card."""
 
 from ..reporting import markdown
 from ..reporting.markdown import Markdown, code
@@ -7,11 +7,11 @@ from .verdict import outcome
 
 
 def card_section(report: Report, portrait: Portrait) -> Markdown:
-    """Render the model card's section on one model of a report, beside the others.
+    """Render the section for one model of a report, compared with the others.
 
     Args:
-        report: Where the others are.
-        portrait: Of the card's model; comes first.
+        report: The report with all models.
+        portrait: The card's model, which is shown first.
 
     Returns:
         Markdown, from a second-level heading on.

@@ -1,4 +1,4 @@
-"""What the command refuses before anything is measured."""
+"""Checks of the command's options before anything is measured."""
 
 import os
 import re
@@ -16,17 +16,17 @@ WRITTEN = ("report.json", "report.html")  # in the folder `--out`
 def require_usable(
     names: Sequence[str], folders: Sequence[str], cards: Sequence[Path], out: Path, device: str
 ) -> None:
-    """Refuse what would fail after the measurements.
+    """Raise a ValueError for what would otherwise fail after the measurements.
 
     Args:
-        names: Of the models, in the report.
-        folders: Of the models.
-        cards: To add a section to.
-        out: Where the report is written; it need not be there.
-        device: To compute on.
+        names: Names of the models in the report.
+        folders: Folders of the models.
+        cards: Model cards that get a section.
+        out: Folder of the report; it need not exist.
+        device: Device to compute on.
 
     Raises:
-        ValueError: Saying what does not do.
+        ValueError: With the option that is invalid.
     """
     if len(names) != len(folders) or len(set(names)) != len(folders):
         raise ValueError(
@@ -50,7 +50,7 @@ def require_usable(
 
 
 def _require_writable(out: Path) -> None:
-    """Refuse a folder that the report cannot be written to; make none yet."""
+    """Raise a ValueError if the report cannot be written to a folder; creates nothing."""
     nearest = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     folders = [nearest, *(path for path in [out / "portraits"] if os.path.lexists(path))]
     if wrong := [path for path in folders if not path.is_dir()]:
@@ -63,10 +63,10 @@ def _require_writable(out: Path) -> None:
 
 
 def fitting_m(m: Sequence[int] | None, examples: int) -> tuple[int, ...]:
-    """Return the numbers for m-sharpness: those asked for, or the usual ones that fit.
+    """Return the `m` of m-sharpness: those asked for, or the default ones that fit.
 
     Raises:
-        ValueError: If one that was asked for is more than there are images.
+        ValueError: If one that was asked for exceeds the number of images.
     """
     if m is None:
         usual = Plan().m

@@ -1,20 +1,20 @@
-"""Numbers on the lines of a contour plot, none over another."""
+"""Labels of contour lines that do not overlap."""
 
 from collections.abc import Sequence
 from typing import Any
 
 FONT = 6  # points
-CLEAR = 2  # points, between two numbers
+CLEAR = 2  # points, between two labels
 MARK = 5  # points, from the middle of the model's mark
 
 
 def label_contours(axes: Any, drawn: Any, levels: Sequence[float]) -> None:
-    """Write levels on their lines, but those that would overlap or leave the axes.
+    """Label contour lines, except where labels would overlap or leave the axes.
 
     Args:
-        axes: Laid out already.
-        drawn: What `contour` has returned.
-        levels: Of its levels, those to label where there is room.
+        axes: The axes, after their layout.
+        drawn: The result of `contour`.
+        levels: The levels to label where there is room.
     """
     pixels = axes.figure.dpi / 72
     middle = axes.transData.transform((0.0, 0.0))

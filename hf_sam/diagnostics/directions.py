@@ -1,4 +1,4 @@
-"""Directions in the space of a model's weights, and their norms."""
+"""Directions in weight space: random ones, their norms and filter normalisation."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,11 +20,11 @@ def scaled(direction: Weights, factor: float) -> Weights:
 
 
 def gaussians(like: Weights, *, seed: int) -> Iterator[Weights]:
-    """Draw directions of independent standard normal numbers, without end.
+    """Draw an endless sequence of directions of independent standard normal numbers.
 
     Args:
-        like: Shapes, dtype and device.
-        seed: Determines all of them, on every device.
+        like: Tensors with the shapes, dtype and device.
+        seed: Seed of all draws; they are the same on every device.
 
     Yields:
         One tensor for each of `like`.
@@ -48,9 +48,9 @@ def _drawn(like: Weights, seed: int, draw: Callable[..., Tensor]) -> Iterator[We
 def filter_normalised(direction: Weights, weights: Weights) -> Weights:
     """Scale each filter of a direction to the norm of the weights' filter.
 
-    That is section 4 of arXiv 1712.09913: pictures of two networks are then comparable although
-    the scale of their weights differs. As in its official code biases and normalisation layers,
-    which have one dimension, do not move.
+    As in section 4 of arXiv 1712.09913, so that plots of two networks are comparable although the
+    scale of their weights differs. As in its official code, tensors of one dimension (biases and
+    normalisation layers) are not moved.
 
     Args:
         direction: One tensor for each weight. The filters are the slices of the first dimension.
@@ -66,7 +66,7 @@ def filter_normalised(direction: Weights, weights: Weights) -> Weights:
 
 
 def _filter_ratio(x: Tensor, weight: Tensor) -> Tensor:
-    """Of the filters' norms, of shape (filters, 1, ...); 0 for a filter that is 0."""
+    """Return the ratio of the filters' norms, of shape (filters, 1, ...); 0 for a zero filter."""
     norms = (y.flatten(1).norm(dim=1) for y in (weight, x))
     of_weight, of_x = norms
     ratio = torch.where(of_x > 0, of_weight / of_x, torch.zeros_like(of_x))

@@ -1,4 +1,4 @@
-"""The curvature of the loss: the Hessian's largest eigenvalues, its trace and its spectrum."""
+"""The Hessian of the loss: its largest eigenvalues, its trace and its spectral density."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from .loss import LossFunction, model_loss
 from .measuring import measuring
 from .objective import Objective, Setup, Weights
 
-KRYLOV = 10  # vectors that ARPACK keeps, where twice the eigenvalues asked for are fewer
+KRYLOV = 10  # fewest vectors that ARPACK keeps; else twice the number of eigenvalues
 GRID = 1024  # points of a density
 MARGIN = 6.0  # standard deviations beyond the outermost eigenvalues
 
 
 @dataclass(frozen=True)
 class Density:
-    """A spectral density, each eigenvalue smoothed to a Gaussian."""
+    """A spectral density, with each eigenvalue smoothed by a Gaussian."""
 
     eigenvalues: NDArray[np.float64]  # (G,) evenly spaced
     density: NDArray[np.float64]  # (G,) integrates to 1
@@ -35,7 +35,7 @@ class Density:
     steps: int  # of the Lanczos process for each
 
     def __post_init__(self) -> None:
-        """Require what a picture of it needs."""
+        """Check what a plot of it needs."""
         if self.density.shape != self.eigenvalues.shape or not self.width > 0:
             raise ValueError("a density must have a height for each eigenvalue and a width > 0")
 
@@ -48,10 +48,10 @@ class Hessian:
     eigenvalues: NDArray[np.float64]  # (k,) the largest, in descending order
     trace: Interval | None  # over random vectors; its interval covers their draw only
     density: Density | None
-    products: int  # Hessian-vector products made, each about two forward-backward passes
+    products: int  # number of Hessian-vector products, each about two forward-backward passes
 
     def __post_init__(self) -> None:
-        """Require the largest one."""
+        """Check that there is an eigenvalue."""
         if not (self.eigenvalues.ndim == 1 and len(self.eigenvalues)):
             raise ValueError("`eigenvalues` must be one or more numbers")
 
@@ -83,36 +83,36 @@ def hessian(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> Hessian:
-    """Measure the Hessian of the mean loss by products with vectors; it is never formed.
+    """Measure the Hessian of the mean loss by Hessian-vector products, without forming it.
 
     Eigenvalues: ARPACK's implicitly restarted Lanczos method (scipy's `eigsh`). Trace: the mean of
     z H z over vectors z of random signs (Hutchinson). Density: stochastic Lanczos quadrature
     (arXiv 1901.10159, algorithms 1 and 2) from Gaussian vectors.
 
     Args:
-        model: Measured as `measuring` says, and restored exactly.
-        batches: Of a data loader. The memory needed is about that of three training steps on the
-            largest: batches of half the training's size stay within twice a training step's.
-        loss: The mean loss of a batch, with second derivatives.
-        top_k: How many eigenvalues; `lambda_ratio` needs 5.
+        model: Measured in the mode that `measuring` sets, and restored exactly.
+        batches: A data loader. The memory needed is about that of three training steps on the
+            largest batch: batches of half the training's size stay within twice a training step's.
+        loss: The mean loss of a batch; must have second derivatives.
+        top_k: Number of eigenvalues; `lambda_ratio` needs 5.
         tolerance: Relative accuracy of the eigenvalues; 0 for that of the dtype.
         trace_probes: Random vectors for the trace; 0 to leave it out.
         density_probes: Random vectors for the density, 1 for a picture; 0 to leave it out.
-        density_steps: Of the Lanczos process for each.
-        max_batches: Use the first so many; None for all.
-        seed: Of the random vectors, and of the loader's order.
+        density_steps: Lanczos steps for each of them.
+        max_batches: Use the first so many batches; None for all.
+        seed: Seed of the random vectors and of the loader's order.
         dtype: To compute in; None for the weights' own. The vectors are kept in float64.
         progress: Show a progress bar.
 
     Returns:
-        All of it. Costs 10 to 100 products for the eigenvalues, by how close they lie, one for each
-        probe of the trace and `density_steps` for each of the density; a product is about two
-        forward-backward passes over the examples. Memory: for each weight 8 bytes times the larger
-        of 10, 2 `top_k` and `density_steps`.
+        The measurements. Costs 10 to 100 Hessian-vector products for the eigenvalues, depending on
+        how close they are, one for each probe of the trace and `density_steps` for each of the
+        density; a product is about two forward-backward passes over the examples. Memory: for each
+        weight 8 bytes times the largest of 10, 2 `top_k` and `density_steps`.
 
     Raises:
-        ValueError: If an argument is out of its range, there is nothing to measure, the Hessian is
-            not finite or has no second derivative.
+        ValueError: If an argument is out of its range, there is nothing to measure, or the Hessian
+            is not finite or does not exist.
     """
     _require_valid(tolerance, top_k, trace_probes, density_probes, density_steps)
     bar = tqdm(desc="Hessian-vector products", disable=not progress)
@@ -147,13 +147,13 @@ def _require_valid(
 
 
 class Product:
-    """Multiplies the Hessian by vectors (n,), and counts."""
+    """Multiplies the Hessian by vectors (n,), and counts the products."""
 
     def __init__(self, objective: Objective, bar: Any = None) -> None:
-        """Take the objective.
+        """Store the objective.
 
         Args:
-            objective: At whose weights the Hessian is.
+            objective: The loss whose Hessian it is, at the model's weights.
             bar: A progress bar to advance by one for each product.
         """
         self.size = objective.setup.parameters
@@ -193,9 +193,9 @@ def _unflat(vector: Vector, like: Weights) -> Weights:
 
 
 def _largest(product: Product, k: int, tolerance: float, seed: int) -> NDArray[np.float64]:
-    """Return the k largest eigenvalues, or all where there are fewer, in descending order."""
+    """Return the k largest eigenvalues, or all if there are fewer, in descending order."""
     krylov = max(2 * k, KRYLOV)
-    if product.size <= krylov:  # too few dimensions for ARPACK, and few enough to form the matrix
+    if product.size <= krylov:  # too few dimensions for ARPACK, so form the matrix
         columns = [product(row) for row in np.eye(product.size)]
         matrix = np.stack(columns)
         return np.asarray(np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1][:k], np.float64)
@@ -213,14 +213,14 @@ def _largest(product: Product, k: int, tolerance: float, seed: int) -> NDArray[n
     except ArpackError:
         if product(start).any():
             raise
-        return np.zeros(k)  # of a matrix of zeros, which ARPACK does not take
+        return np.zeros(k)  # a zero matrix, on which ARPACK fails
     return np.sort(found)[::-1].copy()
 
 
 def _smoothed(
     found: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], steps: int
 ) -> Density:
-    """Average the quadratures, each node smoothed over a hundredth of the spectrum's range."""
+    """Average the quadratures, with each node smoothed by a hundredth of the spectrum's range."""
     nodes = np.concatenate([nodes for nodes, _ in found])
     weights = np.concatenate([weights for _, weights in found]) / len(found)
     width = max(float(np.ptp(nodes)) / 100, 1e-6 * float(np.abs(nodes).max()), 1e-12)

@@ -1,4 +1,4 @@
-"""The report as one self-contained page: no network, no scripts."""
+"""The report as one self-contained HTML page, without network access or scripts."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from .verdict import outcome, verdict
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure and what it shows."""
+    """A figure with its title and caption."""
 
     title: str
     data_url: str
@@ -30,7 +30,7 @@ def write_html(path: Path, report: Report) -> None:
 
     Args:
         path: The file.
-        report: What it shows.
+        report: The measurements.
     """
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = page.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def _pictures(report: Report) -> Iterator[Picture]:
 
 
 def _about_rho(scans: Mapping[str, RhoScan], split: str) -> str:
-    """Say what the lines are, and what is recommended where something is."""
+    """Return the caption of the scan over rho, with the recommended values."""
     text = (
         "Above, the mean loss after an ascent step of each rho, and dotted without one. Below, the "
         "cosine between the gradients before and after that step; the grey line is at 45 degrees. "
@@ -124,7 +124,7 @@ def _about_rho(scans: Mapping[str, RhoScan], split: str) -> str:
 
 
 def _picture(title: str, figure: Any, text: str) -> Picture:
-    """Embed a figure; SVG, as a surface of 225 cells is small."""
+    """Embed a figure as SVG, which is small even for a surface of 225 cells."""
     file = io.BytesIO()
     with plots.reproducible():
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""What the command measures: image classifiers and images, loaded and checked."""
+"""Loading of the classifiers and images that the command measures."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -31,19 +31,19 @@ from ..vision import (
 )
 from .report import require_shown
 
-RECORD, CONFIG = "run.json", "config.json"  # what hf-sam finetune leaves beside a model
+RECORD, CONFIG = "run.json", "config.json"  # files of a run of hf-sam finetune
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A classifier that was trained, and the record of it."""
+    """A trained classifier, and the record of its training."""
 
     classifier: Classifier
     run: Mapping[str, Any]  # empty without a record
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return a hash of names, shapes and values."""
+    """Return a hash of the tensors' names, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -60,17 +60,17 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Splits:
-    """Load the images to measure sharpness on and those to measure the error on.
+    """Load the images for the sharpness and those for the error.
 
     Args:
         data: `digits`, a folder of parquet files or images, or `owner/name` on the Hub.
-        split: For the sharpness.
-        eval_split: For the error; None for the test or validation split.
-        image_column: Where the images are; None to look for it.
-        label_column: Where the labels are; None to look for it.
+        split: Split for the sharpness.
+        eval_split: Split for the error; None for the test or validation split.
+        image_column: Column of the images; None to search for it.
+        label_column: Column of the labels; None to search for it.
 
     Raises:
-        ValueError: If they cannot be had.
+        ValueError: If they cannot be loaded.
     """
     if data == "digits":
         found = load_digits()
@@ -95,10 +95,10 @@ def load_trained(name: str, label_names: Sequence[str]) -> Trained:
 
     Args:
         name: A folder, or an image classifier on the Hub.
-        label_names: (classes,) of the data.
+        label_names: (classes,) the names of the data's classes.
 
     Raises:
-        ValueError: If it cannot be had, or was trained on other labels.
+        ValueError: If it cannot be loaded, or was trained on other labels.
     """
     if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
         raise ValueError(
@@ -124,17 +124,17 @@ def _record_of(folder: Path) -> Mapping[str, Any]:
     if (config := folder / CONFIG).is_file():
         read_json(config, Mapping[str, Any], remedy="save the model to that folder again")
     record = folder / RECORD
-    if not (record.exists() or record.is_symlink()):  # one that leads nowhere is damaged
+    if not (record.exists() or record.is_symlink()):  # a broken link counts as damaged
         return {}
     remedy = "restore it, or remove it: the report says nothing of the training then"
     return read_json(record, Mapping[str, Any], remedy=remedy, check=require_shown)
 
 
 def sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:
-    """Return at most so many rows, drawn at random; None for all as they are.
+    """Return a random sample of at most `most` rows; None returns all, in order.
 
     Raises:
-        ValueError: If none are asked for.
+        ValueError: If `most` is below 1.
     """
     if most is None:
         return rows
@@ -146,7 +146,7 @@ def sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Data
 def batches_of(
     rows: datasets.Dataset, trained: Trained, batch_size: int, *, split: str
 ) -> DataLoader[Any]:
-    """Return batches of images as the classifier is evaluated on them: no random crops.
+    """Return batches of images with the classifier's evaluation transform.
 
     Raises:
         ValueError: If a batch would be empty.
@@ -159,7 +159,7 @@ def batches_of(
 
 @torch.no_grad()
 def top1_error(model: PreTrainedModel, batches: DataLoader[Any]) -> float:
-    """Return the share of images that are not recognised, in percent."""
+    """Return the share of misclassified images, in percent."""
     was_training, wrong, seen = model.training, 0, 0
     model.eval()
     for batch in tqdm(batches, desc="error"):

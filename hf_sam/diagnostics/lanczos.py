@@ -1,4 +1,4 @@
-"""The Lanczos process: a symmetric operator as a small tridiagonal matrix."""
+"""The Lanczos process, which reduces a symmetric operator to a small tridiagonal matrix."""
 
 from collections.abc import Callable
 
@@ -16,12 +16,12 @@ def lanczos(
     Args:
         product: Multiplies the symmetric matrix by a vector (n,).
         start: (n,), not zero.
-        steps: At most so many products; fewer where the Krylov space is exhausted.
+        steps: Largest number of products; fewer if the Krylov space is exhausted.
 
     Returns:
         The eigenvalues (k,) of the tridiagonal matrix, in ascending order, and the squares (k,) of
-        the first entries of its eigenvectors: nodes and weights of the Gaussian quadrature of the
-        spectrum that `start` sees. Memory: one vector for each step.
+        the first entries of its eigenvectors: nodes and weights of the Gaussian quadrature for the
+        spectral measure of `start`. Memory: one vector for each step.
     """
     basis = [start / np.linalg.norm(start)]
     alphas: list[float] = []
@@ -29,7 +29,7 @@ def lanczos(
     for _ in range(min(steps, len(start))):
         residual = product(basis[-1])
         alphas.append(float(basis[-1] @ residual))
-        for _ in range(2):  # once leaves rounding errors that grow
+        for _ in range(2):  # after one, rounding errors would grow
             for v in basis:
                 residual = residual - (v @ residual) * v
         betas.append(float(np.linalg.norm(residual)))

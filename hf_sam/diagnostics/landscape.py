@@ -1,4 +1,4 @@
-"""The loss along one or two directions from the weights, and on the line between two models."""
+"""Loss landscapes: the loss along one or two directions, and on the line between two models."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -26,11 +26,11 @@ class Landscape:
     x: NDArray[np.float64]  # (X,) steps along the first direction; 0 is the model
     y: NDArray[np.float64] | None  # (Y,) along the second; None for a line
     losses: NDArray[np.float64]  # (X,) or (X, Y); inf or nan where the network overflows
-    axes: tuple[str, ...]  # what a step of 1 along each direction is
+    axes: tuple[str, ...]  # description of each direction
     lengths: tuple[float, ...]  # L2 norm of a step of 1 along each direction
 
     def __post_init__(self) -> None:
-        """Require a loss for each point of the grid."""
+        """Check that there is a loss for each point of the grid."""
         grid = (self.x.shape, () if self.y is None else self.y.shape)
         if self.losses.shape != grid[0] + grid[1] or len(self.axes) != len(self.losses.shape):
             raise ValueError("`losses` must be one for each point of `x` and `y`")
@@ -53,24 +53,24 @@ def landscape(
     """Compute the loss along filter-normalised random directions (arXiv 1712.09913, section 4).
 
     Args:
-        model: Measured as `measuring` says, and restored exactly.
-        batches: Of a data loader.
+        model: Measured in the mode that `measuring` sets, and restored exactly.
+        batches: A data loader.
         loss: The mean loss of a batch.
         dimensions: 1 for a line, 2 for a surface.
-        span: The grid reaches from -span to span along each direction; at 1 each filter has moved
+        span: The grid reaches from -span to span along each direction; at 1 each filter is moved
             by its own norm.
-        points: Of the grid along each direction; odd, so that the model is one of them.
-        ascent: Take the gradient for the first direction, as long as a random one, in place of a
-            random one: the direction of SAM's ascent.
-        max_batches: Use the first so many; None for all.
-        seed: Of the directions: two models of one architecture get the same draws. And of the
-            loader's order.
+        points: Grid points along each direction; odd, so that the model is one of them.
+        ascent: Use the gradient as the first direction, scaled to the length of a random one: the
+            direction of SAM's ascent.
+        max_batches: Use the first so many batches; None for all.
+        seed: Seed of the directions, so that two models of one architecture get the same draws,
+            and of the loader's order.
         dtype: To compute in; None for the weights' own.
         progress: Show a progress bar.
 
     Returns:
-        The grid. Costs one forward pass over the examples for each point, 441 for a surface, and
-        one.
+        The landscape. Costs one forward pass over the examples for each point (441 for a surface)
+        and one more.
 
     Raises:
         ValueError: If an argument is out of its range, or there is nothing to measure.
@@ -112,19 +112,19 @@ def line_between(
 ) -> Landscape:
     """Compute the loss on the straight line from one model to another (arXiv 1412.6544).
 
-    All tensors of floating point move, frozen parameters and running statistics too, these only
-    between the two. BatchNorm's statistics on the way are those of neither model, which alone can
-    raise the loss between them.
+    All floating-point tensors are interpolated, also frozen parameters and running statistics; the
+    latter are not extrapolated. Interpolated BatchNorm statistics fit neither model, which alone
+    can raise the loss between them.
 
     Args:
-        model: At 0. Measured as `measuring` says, and restored exactly.
-        other: At 1: a model of the same architecture, or its `state_dict()`.
-        batches: Of a data loader.
+        model: The model at 0. Measured in the mode that `measuring` sets, and restored exactly.
+        other: The model at 1, of the same architecture, or its `state_dict()`.
+        batches: A data loader.
         loss: The mean loss of a batch.
-        margin: How far the line goes on beyond both ends.
-        points: Of the grid; the two models are added where they are not on it.
-        max_batches: Use the first so many; None for all.
-        seed: Of the loader's order.
+        margin: How far the line extends beyond both models.
+        points: Grid points; those of the two models are added if they are not among them.
+        max_batches: Use the first so many batches; None for all.
+        seed: Seed of the loader's order.
         dtype: To compute in; None for the weights' own.
         progress: Show a progress bar.
 
@@ -167,7 +167,7 @@ def _require_valid(dimensions: int, points: int, span: float) -> None:
 
 
 def _state_of(model: Any) -> Mapping[str, Tensor]:
-    """Return the state of a model, or that of one which is given itself."""
+    """Return the `state_dict()` of a model, or the given one."""
     if isinstance(model, nn.Module):
         model = extract_model_from_parallel(model, keep_torch_compile=False).state_dict()
     if not isinstance(model, Mapping):
@@ -181,7 +181,7 @@ def _state_of(model: Any) -> Mapping[str, Tensor]:
 def _directions(
     objective: Objective, dimensions: int, ascent: bool, seed: int
 ) -> tuple[list[Weights], tuple[str, ...]]:
-    """Return the directions of a surface or line, and what each is."""
+    """Return the directions of a surface or line, and a description of each."""
     draws = gaussians(objective.weights, seed=seed)
     directions = [filter_normalised(next(draws), objective.weights) for _ in range(dimensions)]
     axes = ["filter-normalised random direction"] * dimensions

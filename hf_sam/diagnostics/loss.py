@@ -1,4 +1,4 @@
-"""The mean loss of one batch."""
+"""Loss functions of a model and a batch, for the measurements."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
 
     Args:
         model: Called with the entries of a mapping, or with the inputs of a pair.
-        batch: A mapping with labels, of which the model returns the loss as transformers' models
+        batch: A mapping with labels, for which the model returns the loss, as transformers' models
             do; or a pair of inputs and labels (N,).
 
     Returns:
@@ -45,21 +45,21 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 class HeldLoss(nn.Module):
-    """Holds the model where its tensors can be replaced for one call."""
+    """Wraps model and loss in one module, so that `functional_call` can replace the weights."""
 
     def __init__(self, model: nn.Module, loss: LossFunction) -> None:
-        """Hold both.
+        """Store model and loss.
 
         Args:
-            model: Its tensors have the prefix `model.` here.
-            loss: Called with it and a batch.
+            model: Its tensors get the prefix `model.`.
+            loss: Function of model and batch.
         """
         super().__init__()
         self.model = model
         self.loss = loss
 
     def forward(self, batch: Any, use: Callable[[Tensor], T]) -> T:
-        """Return what `use` makes of the loss of a batch.
+        """Return the result of `use` for the loss of a batch.
 
         Raises:
             ValueError: If the loss is not one number.

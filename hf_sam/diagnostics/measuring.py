@@ -1,4 +1,4 @@
-"""A model held still while it is measured, and left exactly as it was."""
+"""A context in which a model is measured deterministically, and afterwards exactly restored."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,22 +29,22 @@ def measuring(
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Iterator[Objective]:
-    """Give the loss as a function of the weights; afterwards all is as it was, bit for bit.
+    """Context manager that yields the loss as a function of the weights, and restores everything.
 
     The model's parameters are never written to: losses at other weights are computed with copies
-    in their place. While the block runs the model is in eval mode (no dropout, BatchNorm with its
-    running statistics), attention takes the kernel that has second derivatives, and nothing is
+    in their place. While the block runs, the model is in eval mode (no dropout, BatchNorm with its
+    running statistics), attention uses the kernel that has second derivatives, and nothing is
     compiled. Random draws of the forward pass, if there are any, are the same at all weights.
 
     Args:
-        model: Any module; wrappers for parallel training and compiled ones are looked through.
-        batches: Of a data loader, of any sizes. Kept in memory, on the host. Each is one
-            micro-batch: the memory needed is that of the largest.
-        loss: The mean loss of a batch. It must take the parameters from the model that it is given:
-            others do not move.
-        max_batches: Use the first so many; None for all.
-        seed: Of the loader's order, where it shuffles, and of all that it and the model draw.
-        dtype: To compute in; None for the weights' own, float32 where that has fewer bits.
+        model: Any module; wrappers of parallel training and of `torch.compile` are removed.
+        batches: A data loader with batches of any size, which are kept in memory on the host. Each
+            is one micro-batch: the memory needed is that of the largest.
+        loss: The mean loss of a batch. It must use the parameters of the model that it is given, as
+            only those are replaced.
+        max_batches: Use the first so many batches; None for all.
+        seed: Seed of the loader's order, if it shuffles, and of all random draws.
+        dtype: To compute in; None for the weights' own, but at least float32.
 
     Yields:
         The objective. Memory: one copy of the parameters.
@@ -73,7 +73,7 @@ def measuring(
 
 @contextmanager
 def _drawn_anew(seed: int, device: torch.device, batches: Iterable[Any]) -> Iterator[None]:
-    """Seed every generator that a loader and a model may draw from, and put them back."""
+    """Context manager that seeds the generators of loader and model, and restores them."""
     own = []
     if isinstance(batches, DataLoader):
         found = (batches.generator, getattr(batches.sampler, "generator", None))
@@ -95,7 +95,7 @@ def _drawn_anew(seed: int, device: torch.device, batches: Iterable[Any]) -> Iter
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Set the flags only: `eval()` of some models does more, which `train()` does not undo."""
+    """Context manager for eval mode; sets flags, as some models' `eval()` does more than that."""
     was_training = {module: module.training for module in model.modules()}
     rnns = any(isinstance(module, nn.RNNBase) for module in was_training)
     try:
@@ -111,7 +111,7 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Set aside the autocast that Accelerate has wrapped a model's forward pass in."""
+    """Context manager that removes Accelerate's autocast wrapper from a model's forward pass."""
     names = ("forward", "_original_forward")
     kept = {name: vars(model)[name] for name in names if name in vars(model)}
     if "_original_forward" in kept:
@@ -123,7 +123,7 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 
 
 def _device_of(trainable: Sequence[Tensor]) -> torch.device:
-    """Return the one device of parameters that can be measured, or say why they cannot."""
+    """Return the device of the parameters; raise a ValueError if they cannot be measured."""
     if not trainable:
         raise ValueError(
             "sharpness needs trainable parameters, got a model without one that has "

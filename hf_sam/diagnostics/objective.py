@@ -1,4 +1,4 @@
-"""The mean loss over fixed examples as a function of a model's trainable weights."""
+"""The objective: the mean loss over fixed examples as a function of a model's trainable weights."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,20 +21,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setup:
-    """What a measurement was made on, and how."""
+    """The setting of a measurement: data, mode, dtype, device and seed."""
 
     loss: float  # mean over the examples, at the model's weights
     examples: int
     batches: int
     parameters: int  # trainable ones, a tied one counted once
-    mode: str  # what dropout and BatchNorm did
+    mode: str  # of dropout and BatchNorm
     dtype: str  # of weights and activations
     device: str
     seed: int
 
 
 class Objective:
-    """A mean loss over examples; made by `measuring`."""
+    """The mean loss over examples at any weights; created by `measuring`."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class Objective:
         """Copy the weights and compute the loss there.
 
         Args:
-            model: In the mode to measure in.
+            model: The model, in the mode to measure in.
             parts: The examples.
             loss: The mean loss of a batch.
             dtype: As for `measuring`.
-            seed: Told in the results.
+            seed: For the record only.
 
         Raises:
             ValueError: If the loss is not finite, or not one number.
@@ -84,8 +84,8 @@ class Objective:
         """Compute the mean loss of the examples; one forward pass over them.
 
         Args:
-            weights: One tensor for each trainable parameter, and for others and buffers where they
-                differ from the model's.
+            weights: One tensor for each trainable parameter, and for those other parameters and
+                buffers that differ from the model's.
             parts: The examples; None for all.
         """
         total = 0.0
@@ -133,9 +133,9 @@ class Objective:
             vector: One tensor for each weight, of its shape.
 
         Returns:
-            Likewise. Costs about two forward-backward passes over the examples, and the memory of
-            about three training steps on the largest batch: batches of half the training's size
-            stay within twice a training step's.
+            The product, of the same form. Costs about two forward-backward passes over the
+            examples, and the memory of about three training steps on the largest batch: batches of
+            half the training's size stay within twice a training step's.
 
         Raises:
             ValueError: If an operation of the model has no second derivative.
@@ -157,10 +157,10 @@ class Objective:
         return {name: w + by * direction[name] for name, w in self.weights.items()}
 
     def difference(self, other: Mapping[str, Tensor]) -> Weights:
-        """Return another model's state minus this one's, for every tensor of floating point.
+        """Return another model's state minus this one's, for every floating-point tensor.
 
         Args:
-            other: As `state_dict()` gives it.
+            other: Its `state_dict()`.
 
         Raises:
             ValueError: If it is of another architecture.
@@ -182,9 +182,9 @@ class Objective:
         }
 
     def towards(self, way: Weights, by: float) -> Weights:
-        """Return the whole state moved by a share of what `difference` has returned.
+        """Return the state interpolated towards another model by a fraction of their `difference`.
 
-        Buffers do not move beyond the two models: a variance could become negative.
+        Buffers are not extrapolated: a variance could become negative.
         """
         own = {**self._fixed, **self.weights, **self._buffers}
         between = min(max(by, 0.0), 1.0)
@@ -194,9 +194,9 @@ class Objective:
         }
 
     def _with_loss(self, weights: Weights, part: Part, use: Callable[[Tensor], T]) -> T:
-        """Return what `use` makes of a part's loss, while the weights stand in the model.
+        """Return the result of `use` for a part's loss with these weights.
 
-        Activation checkpointing computes parts of the forward pass again when it differentiates.
+        `use` runs with the weights in place, as activation checkpointing repeats the forward pass.
         """
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         state = {**self._fixed, **buffers, **weights}
@@ -219,12 +219,12 @@ class Objective:
         return total
 
     def _for_model(self, x: Tensor) -> Tensor:
-        """A copy, which the model may change, of the dtype measured in."""
+        """Return a copy in the dtype to measure in, which the model may change."""
         x = x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
         return x.clone(memory_format=torch.contiguous_format)
 
     def _cast(self, x: Tensor) -> Tensor:
-        """A copy in the default memory format, in which second derivatives are much faster."""
+        """Return a copy in the default memory format, where second derivatives are much faster."""
         dtype = self.dtype if x.is_floating_point() else x.dtype
         return x.detach().to(dtype).clone(memory_format=torch.contiguous_format)
 
@@ -234,7 +234,7 @@ def _with_gradient(weights: Weights) -> Weights:
 
 
 def _gradient(loss: Tensor, at: Sequence[Tensor]) -> tuple[float, Sequence[Tensor] | None]:
-    """Return the loss and its gradient; None where it has no graph."""
+    """Return the loss and its gradient, None if the loss has no graph."""
     if not loss.requires_grad:
         return float(loss), None
     return float(loss.detach()), torch.autograd.grad(loss, at, materialize_grads=True)

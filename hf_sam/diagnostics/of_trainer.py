@@ -1,4 +1,4 @@
-"""A Trainer's own model, data and loss, as what the measurements take."""
+"""A Trainer's model, data and loss as the arguments of the measurements."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -19,15 +19,15 @@ class Measured(NamedTuple):
 
 
 def of_trainer(trainer: Trainer, data: Dataset[Any] | None = None) -> Measured:
-    """Take model, batches and loss from a Trainer: its collator, label smoothing and own losses.
+    """Return a Trainer's model, batches and loss, with its collator, label smoothing and loss.
 
     Args:
-        trainer: Trains on as it would have.
-        data: What to measure on, in its order; None for the training data, whose loss SAM flattens.
+        trainer: The Trainer; its training is not affected.
+        data: Data set to measure on, in order; None for the training data, whose loss SAM flattens.
 
     Returns:
-        The model, batches of the evaluation's size, and the loss. They take no part in what the
-        Trainer shares out among processes: each process gets all batches.
+        The model, batches of the evaluation's size, and the loss. The batches are not distributed
+        over processes: each process gets all of them.
 
     Raises:
         ValueError: If there is no data.

@@ -1,7 +1,7 @@
-"""Pictures of measurements, readable at the width of a column and without telling colours apart.
+"""Plots of the measurements, legible at the width of a column and without colour vision.
 
-Each function takes measurements by name, as `{"base": ..., "SAM": ...}`, so that two models stand
-side by side on one scale, and returns a matplotlib figure; `save` writes it as PNG and SVG.
+Each function takes measurements by name, as `{"base": ..., "SAM": ...}`, to show models side by
+side on one scale, and returns a matplotlib figure; `save` writes it as PNG and SVG.
 """
 
 import math
@@ -25,11 +25,11 @@ WIDTH = 3.5  # inches, of a column
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure twice, as SVG and as PNG; the same numbers give the same bytes.
+    """Write a figure as SVG and as PNG; the same numbers give the same bytes.
 
     Args:
-        figure: Of this module.
-        path: Without a suffix, or with one of the two.
+        figure: A figure of this module.
+        path: The file, without a suffix or with either of the two.
     """
     path = Path(path)
     with reproducible():
@@ -38,12 +38,12 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def reproducible() -> Any:
-    """Return a context in which an SVG's names are not drawn at random."""
+    """Return a context manager in which the ids in an SVG are not random."""
     return rc_context({"svg.hashsalt": "hf_sam"})
 
 
 def plot_spectrum(results: Mapping[str, Hessian]) -> Figure:
-    """Draw spectral densities of the Hessian on a logarithmic axis, and the largest eigenvalues.
+    """Plot spectral densities of the Hessian on a logarithmic axis, and the largest eigenvalues.
 
     Args:
         results: Measured with `density_probes` > 0.
@@ -69,10 +69,10 @@ def plot_spectrum(results: Mapping[str, Hessian]) -> Figure:
 
 
 def plot_profile(results: Mapping[str, Landscape]) -> Figure:
-    """Draw the loss along one direction, or on the line between two models.
+    """Plot the loss along one direction, or on the line between two models.
 
     Args:
-        results: Of one dimension.
+        results: Landscapes of one dimension.
 
     Raises:
         ValueError: If one is a surface.
@@ -90,10 +90,10 @@ def plot_profile(results: Mapping[str, Landscape]) -> Figure:
 
 
 def plot_contours(results: Mapping[str, Landscape]) -> Figure:
-    """Draw surfaces from above, side by side with the same levels.
+    """Plot contours of surfaces, side by side with the same levels.
 
     Args:
-        results: Of two dimensions.
+        results: Landscapes of two dimensions.
 
     Raises:
         ValueError: If one is a line.
@@ -112,17 +112,17 @@ def plot_contours(results: Mapping[str, Landscape]) -> Figure:
         axes.set_aspect("equal")
         axes.set_xlabel(_short(result.axes[0]))
     panels[0].set_ylabel(_short(next(iter(results.values())).axes[1]))
-    figure.draw_without_rendering()  # or nothing is where it will be
+    figure.draw_without_rendering()  # computes the layout, which the labels need
     for axes, drawn in contours:
         label_contours(axes, drawn, levels[::2])
     return figure
 
 
 def plot_surfaces(results: Mapping[str, Landscape]) -> Figure:
-    """Draw surfaces in three dimensions, side by side on the same scale.
+    """Plot surfaces in three dimensions, side by side on the same scale.
 
     Args:
-        results: Of two dimensions.
+        results: Landscapes of two dimensions.
 
     Raises:
         ValueError: If one is a line.
@@ -145,10 +145,10 @@ def plot_surfaces(results: Mapping[str, Landscape]) -> Figure:
 
 
 def plot_m_sharpness(results: Mapping[str, Sharpness]) -> Figure:
-    """Draw m-sharpness as bars, a group for each m.
+    """Plot m-sharpness as bars, one group for each m.
 
     Args:
-        results: Measured for the same numbers `m`.
+        results: Measured for the same `m`.
 
     Raises:
         ValueError: If they differ, or none was measured.
@@ -172,7 +172,7 @@ def plot_m_sharpness(results: Mapping[str, Sharpness]) -> Figure:
 
 
 def plot_rho_scan(results: Mapping[str, RhoScan]) -> Figure:
-    """Draw loss after the ascent and cosine between the gradients against rho.
+    """Plot the loss after the ascent, and the cosine between the gradients, against rho.
 
     Args:
         results: The recommended rho of each is marked, where there is one.
@@ -200,11 +200,11 @@ def plot_rho_scan(results: Mapping[str, RhoScan]) -> Figure:
 
 
 def plot_training(log_histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Draw training loss and sharpness against steps.
+    """Plot training loss and sharpness against optimizer steps.
 
     Args:
         log_histories: For each run `trainer.state.log_history`. Sharpness is SAM's own, or the
-            worst case that `SharpnessCallback` has logged.
+            worst case that `SharpnessCallback` logs.
     """
     figure, above, below = _stacked()
     for i, (name, history) in enumerate(log_histories.items()):
@@ -221,7 +221,7 @@ def plot_training(log_histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
 
 
 def _height_of_one(named: tuple[str, Hessian]) -> float:
-    """Return how high a single eigenvalue stands in a density."""
+    """Return the height of a single eigenvalue in a density."""
     name, result = named
     if result.density is None:
         raise ValueError(f"{name} has no density: measure with `density_probes=1` or more.")
@@ -255,7 +255,7 @@ def _panels(results: Mapping[str, Landscape], **options: Any) -> tuple[Figure, l
 
 
 def _levels(results: Mapping[str, Landscape]) -> Any:
-    """Levels that all share, spaced evenly on a logarithmic scale up to 30 times the lowest."""
+    """Return levels for all plots, evenly spaced on a logarithmic scale."""
     every = np.concatenate([result.losses.ravel() for result in results.values()])
     every = every[np.isfinite(every) & (every > 0)]
     lowest = max(float(every.min()), float(every.max()) * 1e-4)
@@ -269,7 +269,7 @@ def _second(name: str, result: Landscape) -> Any:
 
 
 def _plot(axes: Any, i: int, name: str, x: Any, y: Any, **marked: Any) -> None:
-    """Draw a curve; one beyond the colours has its name at its end, not in the legend."""
+    """Plot a curve, named in the legend or, beyond the number of colours, at its end."""
     style = {**line_style(i), **marked}
     if i < len(COLOURS):
         axes.plot(x, y, label=label(name), **style)

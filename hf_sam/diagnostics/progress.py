@@ -1,26 +1,26 @@
-"""How far all measurements of a command are: which has begun, and about how long the rest takes."""
+"""Progress messages: which measurement has begun, and about how long the others will take."""
 
 import time
 from collections.abc import Mapping
 
 
 class Progress:
-    """Says each measurement as it begins, of how many, and what is left by their costs."""
+    """Prints each measurement as it begins, and the remaining time estimated from the costs."""
 
     def __init__(self, costs: Mapping[str, float]) -> None:
-        """Take all measurements.
+        """Store the measurements to come.
 
         Args:
-            costs: Of each, by its name, about, in forward-backward passes; in their order.
+            costs: Approximate cost of each in forward-backward passes, by name and in order.
         """
         self._names = list(costs)
         self._costs = dict(costs)
         self._running: str | None = None
         self._began = 0.0
-        self._seconds, self._spent = 0.0, 0.0  # of what was measured; cost likewise
+        self._seconds, self._spent = 0.0, 0.0  # time and cost of what was measured
 
     def begin(self, name: str) -> None:
-        """Say that a measurement begins, and that the one before it has ended."""
+        """Print that a measurement begins; the one before it has ended."""
         self._end()
         self._running, self._began = name, time.monotonic()
         left = sum(self._costs[other] for other in self._names[self._names.index(name) :])
@@ -30,7 +30,7 @@ class Progress:
         print(said, flush=True)
 
     def skip(self, beginning: str) -> None:
-        """Count those whose names begin so as done: they were measured before."""
+        """Mark the measurements whose names begin like this as done before."""
         self._costs |= {name: 0.0 for name in self._names if name.startswith(beginning)}
 
     def _end(self) -> None:

@@ -1,4 +1,4 @@
-"""Everything that is measured of one classifier, or of two side by side, and its JSON."""
+"""The report: all measurements of one classifier, or of two side by side, and its JSON file."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from .landscape import Landscape, landscape
 from .rho_scan import RHOS, RhoScan, rho_scan
 from .sharpness import Sharpness, sharpness
 
-RATIO = "lambda_max / lambda_5"  # of the paper's figure; says nothing of flatness by itself
+RATIO = "lambda_max / lambda_5"  # as in the paper's figure; no measure of flatness by itself
 M_SHARPNESS = "m-sharpness"
 LINE, SURFACE, SHARPNESS = "loss along a direction", "loss landscape", "sharpness"
 HESSIAN, SCAN = "Hessian", "choosing rho"
 LINE_POINTS = 41
-ROUNDING = 1e-3  # of a number without an interval: eigenvalues are found to that, losses rounded
+ROUNDING = 1e-3  # relative error of a number without an interval
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured; what each number costs is said by the functions that take it."""
+    """How much is measured; the measuring functions document the costs."""
 
     rho: float = 0.05
     steps: int = 10
@@ -37,25 +37,25 @@ class Plan:
     trace_probes: int = 20
     density_probes: int = 1
     density_steps: int = 40
-    points: int = 15  # of the surface along each direction; 0 to leave pictures of it out
+    points: int = 15  # of the surface along each direction; 0 for no landscape
     span: float = 0.5
     seed: int = 0
 
     def rehearse(self) -> None:
-        """Measure next to nothing, so that a number out of its range is refused at once.
+        """Run all measurements on a tiny model, so that an invalid number fails at once.
 
         Raises:
-            ValueError: As the functions raise it that take the numbers.
+            ValueError: Of the function that takes the number.
         """
         model, examples = nn.Linear(1, 2), max([1, *self.m])
         batches = [(torch.ones(examples, 1), torch.zeros(examples, dtype=torch.int64))]
-        told: dict[str, Any] = {"name": "", "error": 0.0, "run": {}, "progress": False}
-        portray(model, batches, self, held_out=batches, begin=lambda what: None, **told)
+        unused: dict[str, Any] = {"name": "", "error": 0.0, "run": {}, "progress": False}
+        portray(model, batches, self, held_out=batches, begin=lambda what: None, **unused)
 
     def costs(self) -> dict[str, float]:
-        """Return what `portray` measures, and its cost in forward-backward passes, about."""
+        """Return the approximate cost of each measurement, in forward-backward passes."""
         products = 4 * self.top_k + self.trace_probes + self.density_probes * self.density_steps
-        by_loss = (3 + 2 * self.directions) / 3  # a forward pass is a third
+        by_loss = (3 + 2 * self.directions) / 3  # a forward pass counts as a third
         pictures = {LINE: LINE_POINTS / 3, SURFACE: self.points**2 / 3} if self.points else {}
         return pictures | {
             SHARPNESS: 1 + self.steps + by_loss + 4 / 3 * len(self.m),
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Portrait:
-    """One model: how well it does, and how sharp its minimum is."""
+    """All measurements of one model: its error and the sharpness of its minimum."""
 
     name: str
     error: float  # top-1, in percent, on the evaluation split
@@ -75,25 +75,25 @@ class Portrait:
     line: Landscape | None
     surface: Landscape | None
     rho_scan: RhoScan | None
-    run: Mapping[str, Any]  # the record of its training, where there is one
+    run: Mapping[str, Any]  # the record of its training; may be empty
 
     def __post_init__(self) -> None:
-        """Require what is shown of the record."""
+        """Check what the report shows of the record."""
         require_shown(self.run)
 
     def keep(self, path: Path, of: Sequence[Any]) -> None:
-        """Write it down, for a run that is started again.
+        """Save the measurements, for a restart of an interrupted command.
 
         Args:
             path: The file.
-            of: What it depends on.
+            of: Everything that the measurements depend on.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, encode(Kept(of, self)))
 
 
 def require_shown(run: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a record has something else where its settings should be."""
+    """Raise a ValueError if the settings in a record have another type."""
     decode(str | None, run.get("command"), "command")
     for name in ("hyperparameters", "sam", "model_options"):
         decode(Mapping[str, Any] | None, run.get(name), name)
@@ -101,7 +101,7 @@ def require_shown(run: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Kept:
-    """A portrait, and what it depends on."""
+    """A saved portrait, with everything that it depends on."""
 
     of: Sequence[Any]
     portrait: Portrait
@@ -112,8 +112,8 @@ class Report:
     """One model, or two side by side on the same examples."""
 
     data: str
-    split: str  # that sharpness was measured on
-    eval_split: str  # that the errors were measured on
+    split: str  # for the sharpness
+    eval_split: str  # for the errors
     eval_examples: int
     plan: Plan
     portraits: Sequence[Portrait]
@@ -123,22 +123,22 @@ class Report:
     date: str
 
     def write(self, path: Path) -> None:
-        """Write all of it as JSON."""
+        """Write the report as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, encode(self))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote.
+        """Read a report that `write` wrote.
 
         Raises:
-            ValueError: If the file is cut short, edited or of something else.
+            ValueError: If the file is truncated, edited or not a report.
         """
         remedy = "restore it, or measure anew with `python -m hf_sam.diagnostics`"
         return read_json(path, cls, remedy=remedy)
 
     def __post_init__(self) -> None:
-        """Require portraits of the same measures."""
+        """Check that all portraits have the same measures."""
         measured = [list(portrait.sharpness.by_m) for portrait in self.portraits]
         if self.between is not None and len(measured) != 2:
             raise ValueError(f"`between` must go with two `portraits`, got {len(measured)}")
@@ -149,11 +149,11 @@ class Report:
 
 
 def kept_portrait(path: Path, of: Sequence[Any]) -> Portrait | None:
-    """Return what `keep` has written of the same model and plan, or None."""
+    """Return the portrait that `keep` saved with the same dependencies, or None."""
     try:
         kept = read_json(path, Kept, remedy="")
     except ValueError:
-        return None  # none, cut short, or of another version
+        return None  # missing, truncated, or of another version
     return kept.portrait if kept.of == list(of) else None
 
 
@@ -169,17 +169,17 @@ def portray(
     begin: Callable[[str], None],
     progress: bool = True,
 ) -> Portrait:
-    """Measure all of a model.
+    """Make all measurements of a model.
 
     Args:
-        model: Restored exactly.
+        model: The model, which is restored exactly.
         batches: The examples.
-        plan: How much.
+        plan: How much to measure.
         held_out: Examples that it was not trained on, for the scan over rho.
-        name: To show.
-        error: Top-1, in percent.
+        name: Name to show.
+        error: Top-1 error in percent.
         run: The record of its training; may be empty.
-        begin: Told what is measured next, by the names in `Plan.costs`.
+        begin: Called before each measurement with its name in `Plan.costs`.
         progress: Show progress bars.
 
     Raises:
@@ -211,23 +211,23 @@ def portray(
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table: what is measured, and the models' values in words and as numbers."""
+    """One row of the table: a measure, and the models' values as text and as numbers."""
 
     label: str
     shown: list[str]
     values: list[float]  # the smaller, the flatter
-    half_widths: list[float]  # of their own intervals; nan where there is none to be had
+    half_widths: list[float]  # of the values' intervals; nan if unknown
 
     @property
     def counted_as(self) -> str | None:
-        """The measure that the row belongs to, which counts once; None where none is."""
+        """The measure that the row belongs to, as several rows count once; None: does not count."""
         if self.label.startswith(M_SHARPNESS):
             return M_SHARPNESS
         return None if self.label == RATIO else self.label
 
     @property
     def flatter(self) -> int | None:
-        """Which of two models is flatter beyond the intervals of both; None if that is unclear."""
+        """Index of the model that is flatter beyond both intervals; None if that is unclear."""
         if len(self.values) != 2 or self.counted_as is None:
             return None
         (first, second), apart = self.values, sum(self.half_widths)
@@ -237,12 +237,12 @@ class Measure:
 
     @property
     def is_equal(self) -> bool:
-        """Whether the models do not differ at all."""
+        """Whether all models have the same value."""
         return len(set(self.values)) == 1
 
 
 def table(portraits: Sequence[Portrait]) -> list[Measure]:
-    """Return every measure that is one number for all models; the smaller, the flatter."""
+    """Return the measures that every model has, one row each; smaller values are flatter."""
     first = portraits[0].sharpness
     rows = [
         (f"worst case, one ascent step, rho {first.rho:g}", lambda p: p.sharpness.worst_case),

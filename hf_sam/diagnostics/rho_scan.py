@@ -1,4 +1,4 @@
-"""What each rho does to the loss and to the gradient, to choose one by looking."""
+"""A scan over rho: the loss and the gradient after SAM's ascent with each, to help choose one."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ ALIGNED = 0.7  # cosine of 45 degrees
 
 @dataclass(frozen=True)
 class RhoScan:
-    """Means over batches, each of which has its own perturbation, as in training."""
+    """Results of a scan: means over batches, each with its own perturbation as in training."""
 
     setup: Setup
     rhos: NDArray[np.float64]  # (R,) L2 radius in parameter space, ascending
@@ -34,7 +34,7 @@ class RhoScan:
     reason: str
 
     def __post_init__(self) -> None:
-        """Require a loss and a cosine for each rho."""
+        """Check that there is a loss and a cosine for each rho."""
         if not self.rhos.shape == self.perturbed_losses.shape == self.cosines.shape:
             raise ValueError("`perturbed_losses` and `cosines` must be one for each of `rhos`")
 
@@ -51,26 +51,28 @@ def rho_scan(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> RhoScan:
-    """Measure what SAM's ascent does for each rho, and recommend one.
+    """Measure the effect of SAM's ascent for each rho, and recommend one.
 
     Recommended is the largest rho up to which the gradient at w + epsilon stays within 45 degrees
-    of that at w, on average: the descent still goes down the loss itself, and the ascent is as
-    strong as that allows. A starting point for a comparison on held-out data, not a result.
+    of that at w, on average: the descent still lowers the loss itself, and the ascent is as strong
+    as that allows. It is a starting point for a comparison on held-out data.
 
     Args:
-        model: Best after some training. Measured as `measuring` says, and restored exactly.
-        batches: Held out of training, of the size that shares a perturbation there (m).
+        model: Preferably after some training. Measured in the mode that `measuring` sets, and
+            restored exactly.
+        batches: A data loader of held-out data, with batches of the size that shares a perturbation
+            in training (m).
         loss: The mean loss of a batch.
-        rhos: To try.
-        adaptive: For ASAM, whose radii are about ten times larger.
-        max_batches: Use the first so many; None for all.
-        seed: Of the loader's order.
+        rhos: Values to try.
+        adaptive: Whether to scan ASAM's rho, which is about ten times larger.
+        max_batches: Use the first so many batches; None for all.
+        seed: Seed of the loader's order.
         dtype: To compute in; None for the weights' own.
         progress: Show a progress bar.
 
     Returns:
-        One entry for each rho. Costs a forward-backward pass over the examples for each, one more,
-        and a forward pass.
+        The scan. Costs a forward-backward pass over the examples for each rho, one more, and a
+        forward pass.
 
     Raises:
         ValueError: If a rho is not positive, or there is nothing to measure.
@@ -103,7 +105,7 @@ def _of_batch(
 
 
 def _cosine(a: Weights, b: Weights) -> float:
-    """Nan where a gradient is zero, or not finite."""
+    """Return the cosine between two gradients; nan if one is zero or not finite."""
     product = float(sum((a[name].double() * b[name].double()).sum() for name in a))
     lengths = norm(a) * norm(b)
     return product / lengths if lengths else math.nan

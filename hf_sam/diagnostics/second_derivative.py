@@ -1,4 +1,4 @@
-"""A Hessian's product with a vector, by automatic differentiation."""
+"""Hessian-vector products by automatic differentiation."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class SecondDerivativeError(ValueError):
-    """An operation of the model without one."""
+    """An operation of the model has no second derivative."""
 
     def __init__(self, operation: str) -> None:
-        """Name the operation."""
+        """Build the message from the operation's name."""
         super().__init__(
             "the Hessian needs second derivatives, which an operation of this model has not "
             f"({operation}): replace it, e.g. load a transformers model with "
@@ -21,21 +21,21 @@ class SecondDerivativeError(ValueError):
 def hessian_product(
     loss: Tensor, at: Sequence[Tensor], along: Sequence[Tensor]
 ) -> Sequence[Tensor] | None:
-    """Multiply a loss's Hessian by a vector: the gradient of the gradient's product with it.
+    """Multiply a loss's Hessian by a vector: the gradient of the gradient's inner product with it.
 
-    That is section 3.1 of Pearlmutter, 1994, in reverse mode twice.
+    See section 3.1 of Pearlmutter, 1994; here by reverse mode twice.
 
     Args:
         loss: Of shape (), with its graph.
-        at: The tensors it is differentiated by.
+        at: The tensors to differentiate by.
         along: The vector, one tensor for each.
 
     Returns:
-        The product, one tensor for each; zero where the gradient is constant, None where the loss
-        has no graph. Costs a backward pass and one through that.
+        The product, one tensor for each; zero where the gradient is constant, None if the loss has
+        no graph. Costs a backward pass, and a backward pass through that one.
 
     Raises:
-        SecondDerivativeError: If an operation has none.
+        SecondDerivativeError: If an operation has no second derivative.
     """
     if not loss.requires_grad:
         return None
@@ -54,7 +54,7 @@ def hessian_product(
 
 
 def _require_second_derivatives(gradient: Sequence[Tensor]) -> None:
-    """Find what autograd would leave out without a word: functions that differentiate once only."""
+    """Raise for functions that are differentiable only once, which autograd skips silently."""
     found, waiting = set(), [g.grad_fn for g in gradient]
     while waiting:
         node = waiting.pop()

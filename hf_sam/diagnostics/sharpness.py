@@ -1,4 +1,4 @@
-"""How far the loss rises near the weights: in the worst case, on average, and for groups of m."""
+"""Sharpness: the rise of the loss near the weights, worst-case, average and m-sharpness."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +22,13 @@ from .objective import Objective, Setup, Weights
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Rises of the mean loss over its value at the weights."""
+    """Measured rises of the mean loss above its value at the weights."""
 
     setup: Setup
     rho: float  # L2 radius in parameter space
     worst_case: float  # after one ascent step of length rho along the gradient, as in SAM
-    steps: int
-    worst_case_steps: float  # the most that this step and `steps` more of projected ascent find
+    steps: int  # of projected ascent, after the first
+    worst_case_steps: float  # largest rise after this step and up to `steps` more
     sigma: float  # standard deviation of the random directions, in each weight
     average: Interval  # over Gaussian directions
     adaptive_rho: float  # radius of the weights scaled by T, arXiv 2102.11600
@@ -55,29 +55,29 @@ def sharpness(
     """Measure how far the loss rises within a radius of the weights.
 
     Worst case: max of L(w + epsilon) - L(w) over ||epsilon|| <= rho (arXiv 2010.01412, equation 1),
-    by one step along the gradient, and by projected ascent that goes on from there: lower bounds of
-    it, the second the closer one. Average: the mean of L(w + sigma z) - L(w) for standard normal z
-    (arXiv 2206.06232, section 2), to second order sigma^2 trace(H) / 2; each z is taken both ways,
-    which leaves the mean as it is and takes the slope out of its spread.
+    by one step along the gradient, and by projected ascent that continues from there: both are
+    lower bounds, the second a closer one. Average: the mean of L(w + sigma z) - L(w) for standard
+    normal z (arXiv 2206.06232, section 2), to second order sigma^2 trace(H) / 2; both z and -z are
+    used, which keeps the mean and removes the slope from the variance.
 
     Args:
-        model: Measured as `measuring` says, and restored exactly.
-        batches: Of a data loader.
+        model: Measured in the mode that `measuring` sets, and restored exactly.
+        batches: A data loader.
         loss: The mean loss of a batch.
         rho: L2 radius in parameter space.
-        steps: Of projected ascent after the first.
+        steps: Steps of projected ascent after the first.
         sigma: Standard deviation of the random directions, in each weight.
-        directions: Random directions of the average.
+        directions: Number of random directions for the average.
         adaptive_rho: Radius for ASAM's perturbation, with eta 0.01.
-        m: Numbers of examples, for each of which to measure m-sharpness (section 4.1).
-        max_batches: Use the first so many; None for all.
-        seed: Of the random directions, and of the loader's order.
+        m: Group sizes for which to measure m-sharpness (section 4.1).
+        max_batches: Use the first so many batches; None for all.
+        seed: Seed of the random directions and of the loader's order.
         dtype: To compute in; None for the weights' own.
         progress: Show a progress bar.
 
     Returns:
-        All of it. Costs, over the examples, 1 + steps forward-backward and 3 + 2 directions forward
-        passes, and for each m a forward-backward and a forward pass.
+        The measurements. Costs, over the examples, 1 + steps forward-backward and 3 + 2 directions
+        forward passes, and for each m a forward-backward and a forward pass.
 
     Raises:
         ValueError: If an argument is out of its range, or there is nothing to measure.
@@ -113,9 +113,9 @@ def ascent_step(
     """Return the perturbation that SAM, or ASAM, computes from a gradient.
 
     Args:
-        objective: Its weights scale ASAM's.
-        gradient: One tensor for each weight; left as it is.
-        rho: Radius.
+        objective: Its weights scale ASAM's perturbation.
+        gradient: One tensor for each weight; not changed.
+        rho: Radius of the perturbation.
         adaptive: Whether to scale by the weights.
     """
     copies = [g.clone() for g in gradient.values()]
@@ -149,13 +149,13 @@ def _require_valid(steps: int, directions: int, **radii: float) -> None:
 def _projected_ascent(
     objective: Objective, gradient: Weights, rho: float, steps: int
 ) -> Iterator[float]:
-    """Give the rise after SAM's step, and after each further step of length rho in the ball."""
+    """Yield the rise after SAM's step, and after each further one, projected to the ball."""
     perturbation = ascent_step(objective, gradient, rho)
     for _ in range(steps):
         loss, gradient = objective.gradient(objective.moved(perturbation))
         yield loss - objective.setup.loss
         if not all(g.isfinite().all() for g in gradient.values()):
-            return  # an overflow: nothing leads on from there
+            return  # an overflow: there is no further ascent
         step = ascent_step(objective, gradient, rho)
         perturbation = {name: x + step[name] for name, x in perturbation.items()}
         shrink = min(1.0, rho / max(norm(perturbation), torch.finfo(torch.float64).tiny))
@@ -164,7 +164,7 @@ def _projected_ascent(
 
 
 def _m_sharpness(objective: Objective, m: int, rho: float) -> float:
-    """Average over groups of m examples the rise of a group's loss after its own ascent step."""
+    """Return the mean over groups of m examples of the rise after a group's own ascent step."""
     groups = groups_of(objective.parts, m)
     total = 0.0
     for group in groups:

@@ -1,17 +1,17 @@
-"""How models are told apart in a picture: by colour, line, marker and hatch, eight of them."""
+"""Plot styles that distinguish up to eight models by colour, line, marker and hatch."""
 
 from typing import Any
 
 # Okabe-Ito, but brown in place of its yellow, which is hard to see on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8b4513")
-GREY = "#8c8c8c"  # of the models beyond the colours, which are named where they are drawn
+GREY = "#8c8c8c"  # of further models, which are named where they are drawn
 MARKERS = "osD^vPX*"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--", "oo")
 LINES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 
 
 def label(name: str) -> str:
-    """Return a name as it is: a dollar sign would begin mathematics."""
+    """Escape dollar signs, which would begin mathematics, in a name."""
     return name.replace("$", r"\$")
 
 
@@ -21,19 +21,19 @@ def colour(i: int) -> str:
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Return how the line of model i is drawn."""
+    """Return the line style of model i."""
     if i >= len(COLOURS):
         return {"color": GREY, "linestyle": "-", "linewidth": 0.8}
     return {"color": COLOURS[i], "linestyle": LINES[i], "linewidth": 1.4}
 
 
 def mark_style(i: int) -> dict[str, Any]:
-    """Return how the points of model i are drawn."""
+    """Return the marker style of model i."""
     return {"color": colour(i), "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
 
 
 def bar_style(i: int, name: str) -> dict[str, Any]:
-    """Return how the bars of model i are drawn."""
+    """Return the bar style of model i."""
     if i >= len(COLOURS):
         return {"color": GREY}
     return {"color": COLOURS[i], "hatch": HATCHES[i], "label": label(name)}

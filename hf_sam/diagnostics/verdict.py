@@ -1,4 +1,4 @@
-"""Which of two models is flatter, as far as their measures say it clearly."""
+"""The verdict which of two models is flatter, by the measures whose intervals do not overlap."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from .report import Measure, Report, table
 
 
 def outcome(row: Measure, names: Sequence[str]) -> str:
-    """Say in a word which of two models is flatter by a row of the table."""
+    """Return the name of the model that is flatter by a row of the table, or equal or unclear."""
     if row.counted_as is None:
         return "-"
     if row.flatter is not None:
@@ -15,7 +15,7 @@ def outcome(row: Measure, names: Sequence[str]) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Say which of two models is the flatter one: by which measures, beyond their intervals."""
+    """Return a sentence on which of two models is flatter, and by which measures."""
     if len(report.portraits) < 2:
         return "One model: a number says little without another one beside it (--compare)."
     names = [portrait.name for portrait in report.portraits]

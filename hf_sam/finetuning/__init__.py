@@ -1,5 +1,5 @@
-"""Fine-tuning of image classifiers from the command line: `hf-sam finetune`.
+"""Fine-tunes image classifiers from the command line: the command `hf-sam finetune`.
 
-What can be asked for is in `fields.py` and `tasks.py`, and may grow there; `finetune.py` has the
-order of things, and everything else serves it.
+New options go into `fields.py` and new data sets into `tasks.py`; `finetune.py` calls the other
+files in order, and a finished run's files must stay readable.
 """

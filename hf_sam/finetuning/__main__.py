@@ -1,4 +1,4 @@
-"""`accelerate launch -m hf_sam.finetuning`, as `hf-sam finetune` runs it on one device."""
+"""Entry point of `accelerate launch -m hf_sam.finetuning`: `hf-sam finetune` on several devices."""
 
 from .finetune import main
 

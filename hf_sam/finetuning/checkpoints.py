@@ -1,4 +1,4 @@
-"""Which checkpoint to go on from, and whether it fits: nothing already written is lost."""
+"""Choosing the checkpoint to resume from, and checking that nothing is overwritten."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,8 @@ def find_checkpoint(args: SAMConfig) -> str | None:
     """Return the checkpoint that `--resume_from_checkpoint` means.
 
     Raises:
-        ValueError: If there is none, if its run has ended, or if without resuming something in the
-            output folder would be overwritten.
+        ValueError: If there is none, if its run has ended, or if a new run would overwrite
+            something in the output folder.
     """
     output_dir = Path(args.output_dir)
     wanted = args.resume_from_checkpoint
@@ -61,17 +61,17 @@ def find_checkpoint(args: SAMConfig) -> str | None:
 
 
 def last_complete(output_dir: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, if there is one."""
+    """Return the newest complete checkpoint, if there is one."""
     return max(whole_checkpoints(output_dir), key=_step, default=None)
 
 
 def whole_checkpoints(output_dir: Path) -> list[Path]:
-    """Return the checkpoints that were written to their end: the state is written last."""
+    """Return the complete checkpoints: those with a Trainer state, which is written last."""
     return [path for path in _checkpoints(output_dir) if not isinstance(_state_of(path), str)]
 
 
 def how_to_go_on(output_dir: Path) -> str:
-    """Say what to type when the cause of an interruption is gone."""
+    """Return the advice how to continue an interrupted run."""
     if (last := last_complete(output_dir)) is None:
         return "no checkpoint is whole yet, so the same command begins anew."
     return f"the same command with `--resume_from_checkpoint last` goes on from {last.name}."
@@ -87,14 +87,14 @@ def _step(checkpoint: Path) -> int:
 
 
 def _half_written(output_dir: Path) -> str:
-    """Name the checkpoints that are passed over."""
+    """Return a remark on the incomplete checkpoints, which are not used."""
     passed_over = set(_checkpoints(output_dir)) - set(whole_checkpoints(output_dir))
     names = ", ".join(path.name for path in sorted(passed_over, key=_step))
     return f" (not written to the end, and passed over: {names})" if names else ""
 
 
 def _state_of(checkpoint: Path) -> TrainerState | str:
-    """Return the Trainer's state, or why it cannot be had: cut by a kill or a full disk, edited."""
+    """Return the Trainer's state, or why it cannot be read (truncated by a kill, edited)."""
     try:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         for value in (state.global_step, state.max_steps, state.num_train_epochs):
@@ -106,7 +106,7 @@ def _state_of(checkpoint: Path) -> TrainerState | str:
 
 
 def _require_free(output_dir: Path) -> None:
-    """Raise a ValueError if a new run would overwrite something."""
+    """Raise a ValueError if a new run would overwrite an earlier one."""
     rule = f"`output_dir` must not hold an earlier run or a model, got {str(output_dir)!r}"
     if (last := last_complete(output_dir)) is not None:
         raise ValueError(
@@ -121,7 +121,7 @@ def _require_free(output_dir: Path) -> None:
 
 
 def _is_taken(output_dir: Path) -> bool:
-    """Whether there is more than what a run of ours has left that ended before a checkpoint."""
+    """Whether a folder holds more than a run that stopped before its first checkpoint."""
     if (output_dir / OPTIONS).exists() and not (output_dir / RECORD).exists():
         return False
     return bool(_checkpoints(output_dir)) or any((output_dir / n).exists() for n in OUTPUTS)
@@ -130,8 +130,8 @@ def _is_taken(output_dir: Path) -> bool:
 def require_fitting(checkpoint: Path, model: PreTrainedModel) -> None:
     """Raise a ValueError if the checkpoint's tensors are not those of the timm model.
 
-    Models of transformers itself may be saved under other names: those are left to the Trainer, and
-    so are sharded checkpoints.
+    Other models of transformers may be saved with other tensor names, so they are left to the
+    Trainer, as are sharded checkpoints.
     """
     weights = checkpoint / "model.safetensors"
     if model.config.model_type != "timm_wrapper" or not weights.is_file():

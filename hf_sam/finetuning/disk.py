@@ -1,4 +1,4 @@
-"""A full disk, by the errors that it shows itself in, and one message for all of them."""
+"""Detection of a full disk from the errors of several libraries, with one message for all."""
 
 import errno
 import re
@@ -7,30 +7,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, a limit on files
-# Of safetensors, which gives the number only as text; and of PyTorch, which gives none.
+# Messages of safetensors, which has the number as text, and of PyTorch, which has none.
 IN_WORDS = re.compile(
     rf"os error ({'|'.join(map(str, FULL))})\b|PytorchStreamWriter failed|unexpected pos \d+ vs"
 )
 
 
 class DiskFullError(Exception):
-    """What was to be written had no room; the message is to be followed by how to go on."""
+    """The disk is full; the caller adds to the message how to continue."""
 
     def __init__(self, folder: Path, reason: str) -> None:
-        """Say where and why."""
+        """Build the message from the folder and the reason."""
         super().__init__(f"the disk of {str(folder)!r} is full ({reason}): make room there")
         self.folder = folder
 
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn what a full disk raises into one error, whichever library was writing.
+    """Context manager that turns any library's error on a full disk into a `DiskFullError`.
 
     Args:
-        folder: What is written to.
+        folder: The folder that is written to.
 
     Raises:
-        DiskFullError: If the disk is full, or the user may write no more.
+        DiskFullError: If the disk is full, or the user's quota is used up.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def full_disk_named(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException | None) -> str | None:
-    """Return what says in an error, or in those it came from, that there is no room."""
+    """Return the message that the disk is full, from an error or its causes, or None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return error.strerror

@@ -1,4 +1,4 @@
-"""The options beyond the Trainer's: which images, which network, which batches."""
+"""The options of `hf-sam finetune` beyond the Trainer's: images, network and batch size."""
 
 import json
 import math
@@ -16,12 +16,12 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # owner/name
 
 
 def option(text: str, default: Any = None) -> Any:
-    """Declare an option with its help."""
+    """Declare an option with its help text."""
     return field(default=default, metadata={"help": text})
 
 
 def is_path(dataset: str) -> bool:
-    """Whether the name of a data set is a file or folder here, or can be nothing else."""
+    """Whether a data set's name is an existing path, or can only be meant as a path."""
     path = Path(dataset).expanduser()
     is_written_so = dataset.startswith(("~", ".")) or path.is_absolute() or "\\" in dataset
     return path.exists() or is_written_so or ("/" in dataset and not HUB_ID.fullmatch(dataset))
@@ -29,7 +29,7 @@ def is_path(dataset: str) -> bool:
 
 @dataclass
 class DataOptions:
-    """Which images, and how they are cropped and augmented."""
+    """The data set, and how its images are cropped and augmented."""
 
     dataset: str | None = option(
         f"A known data set ({', '.join(TASKS)}), or owner/name of any other on the Hub. Unset, it "
@@ -40,47 +40,47 @@ class DataOptions:
         "here instead of the Hub. With --holdout, <class>/<image> will do."
     )
     train_split: str | None = option(
-        "Split to train on; join several as train+validation. In --data_dir it may be any folder "
+        "Split to train on; join several as train+validation. In --data_dir, it may be any folder "
         "that holds the folders of the classes."
     )
-    eval_split: str | None = option("Split to measure on; as --train_split.")
+    eval_split: str | None = option("Split to measure on; written as --train_split.")
     image_column: str | None = option("Column of the images.")
     label_column: str | None = option("Column of the labels: class labels, strings or integers.")
-    max_train_samples: int | None = option("Train on a random sample of this many examples.")
+    max_train_samples: int | None = option("Train on a random sample of this many images.")
     max_eval_samples: int | None = option(
-        "Measure on a random sample of this many examples, the same for all seeds."
+        "Measure on a random sample of this many images, the same for all seeds."
     )
     skip_bad_images: bool = option(
-        "Leave out images that cannot be decoded, and count them.", False
+        "Leave out images that cannot be decoded, and log how many.", False
     )
     max_image_pixels: int = option(
-        "Refuse images of more pixels than this, as Pillow warns of: a small file can hold more "
-        "than the memory does.",
+        "Reject images with more pixels than this (the default is where Pillow warns): a small "
+        "file can decode to more than fits in memory.",
         MAX_IMAGE_PIXELS,
     )
     crop_scale: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Least and most share of the area that a training crop covers. Unset, it is "
-            "0.08 1, the paper's ImageNet preprocessing (digits: 0.7 1).",
+            "help": "Smallest and largest fraction of the image's area that a training crop "
+            "covers. Unset: 0.08 1, the paper's ImageNet preprocessing (digits: 0.7 1).",
         },
     )
     horizontal_flip: float | None = option(
-        "Probability that a training image is mirrored. Unset, it is 0.5 (digits: 0)."
+        "Probability that a training image is mirrored. Unset: 0.5 (digits: 0)."
     )
     squash: bool = option(
-        "Resize images of any shape to the square, whole and distorted, instead of cutting their "
-        "ends off; a training crop is one of the squashed image. For things that fill their "
-        "image, as cropped cars do.",
+        "Resize whole images of any shape to a square, distorting them, instead of cropping "
+        "evaluation images; training crops are taken from the distorted image. For objects that "
+        "fill the image, such as cropped cars.",
         False,
     )
     auto_augment: str | None = option(
-        "An augmentation policy: cifar10 for AutoAugment's of that data set, or timm's name of "
-        "one: original for AutoAugment's of ImageNet, rand-m9-mstd0.5 for RandAugment."
+        "Augmentation policy: cifar10 for AutoAugment's policy of that data set, or a name of "
+        "timm's: original for AutoAugment's policy of ImageNet, rand-m9-mstd0.5 for RandAugment."
     )
     crop_padding: int | None = option(
-        "Resize to the image size, pad by this many pixels and crop, in place of the resized crop: "
-        "4 is usual for CIFAR from scratch."
+        "Resize to the image size, pad by this many pixels and crop, instead of a resized crop: 4 "
+        "is usual for CIFAR from scratch."
     )
     cutout: int | None = option(
         "Blank a square of this many pixels a side in each training image: 16 is usual for "
@@ -90,22 +90,22 @@ class DataOptions:
         "Mix pairs of images with a weight from Beta(mixup, mixup); 0 is off.", 0.0
     )
     label_noise: float = option(
-        "Give this share of the training images another label, drawn uniformly and by --seed.", 0.0
+        "Fraction of the training images that get a wrong label, drawn uniformly by --seed.", 0.0
     )
     holdout: float | None = option(
-        "Measure on this share of the training images, held out of training by --seed, and leave "
-        "the evaluation split alone: for choosing settings. The paper holds out 0.1. With "
-        "--label_noise it has wrong labels too, as a user's own held-out images would."
+        "Measure on this fraction of the training images, held out of training by --seed, instead "
+        "of the evaluation split: for choosing settings. The paper holds out 0.1. With "
+        "--label_noise its labels are noisy too, as those of a user's own held-out images would be."
     )
     cache_images: bool = option(
-        "Decode each training image once and keep it in memory, of each worker process: in full, "
-        "as crops are cut from it, or with --crop_padding at the image size. What that takes is "
-        "estimated first, and refused where the memory does not suffice.",
+        "Decode each training image once and keep it in the memory of each worker process: in full "
+        "size, as crops are cut from it, or with --crop_padding at the image size. The memory "
+        "needed is estimated first; if it is not available, training does not start.",
         False,
     )
 
     def __post_init__(self) -> None:
-        """Check what needs no data."""
+        """Check what can be checked without the data."""
         unknown = None if self.dataset in TASKS else self.dataset
         if unknown is not None and not self.data_dir and is_path(unknown):
             raise ValueError(
@@ -150,20 +150,20 @@ def _meant(dataset: str | None) -> str:
 
 @dataclass
 class BatchOptions:
-    """How many images a step takes, and how many share one perturbation."""
+    """The number of images of an optimizer step, and of those that share one perturbation."""
 
     batch_size: int | None = option(
-        "Images of one optimizer step, over all devices; sets the accumulation that makes it so. "
-        "Unset, it is what the Trainer's own options make it."
+        "Images of one optimizer step over all devices; sets the gradient accumulation. Unset: as "
+        "the Trainer's own options say."
     )
     m: int | None = option(
-        "m of m-sharpness: images that share one perturbation, which is a device's micro-batch "
-        "(--per_device_train_batch_size). The images of a step stay as many as without it. Unless "
-        "frozen (--freeze_batch_norm), BatchNorm has batches of m then, too."
+        "m of m-sharpness: the number of images that share one perturbation, which is a device's "
+        "micro-batch (--per_device_train_batch_size). The number of images of a step does not "
+        "change. BatchNorm also uses batches of m, unless frozen (--freeze_batch_norm)."
     )
 
     def apply(self, args: SAMConfig) -> None:
-        """Set micro-batch and accumulation.
+        """Set micro-batch size and gradient accumulation.
 
         Raises:
             ValueError: If the batch is not a whole number of micro-batches on each device.
@@ -194,18 +194,18 @@ class BatchOptions:
 
 @dataclass
 class ModelOptions:
-    """Which network, with which weights."""
+    """The network and its weights."""
 
     model: str | None = option(
         "A timm name (resnet18, timm/resnet18.a1_in1k), an image classifier on the Hub, or a local "
-        "folder. Unset, it is the data set's own."
+        "folder. Unset: the data set's own."
     )
     weights: str | None = option(
-        "Load this safetensors file into the model; nothing is fetched. The head may be missing."
+        "Load this safetensors file instead of downloading weights. The head may be missing."
     )
     init_scratch: bool = option("Use no pretrained weights.", False)
     model_kwargs: str | None = option(
-        'JSON for timm.create_model: \'{"drop_path_rate": 0.1, "pad_type": "same"}\'.'
+        'JSON arguments for timm.create_model: \'{"drop_path_rate": 0.1, "pad_type": "same"}\'.'
     )
     image_size: int | None = option("Height and width in pixels, instead of the model's own.")
     mean: list[float] | None = field(
@@ -215,15 +215,16 @@ class ModelOptions:
         default=None, metadata={"help": "Standard deviation of the normalisation, three values."}
     )
     freeze_batch_norm: bool = option(
-        "Use BatchNorm's statistics as at test time, as the paper's fine-tuning does.", False
+        "Use BatchNorm's running statistics in training too, as the paper's fine-tuning does.",
+        False,
     )
     channels_last: bool = option(
-        "Keep images channels-last in memory, which is faster for convolutions on CPU and GPU.",
+        "Use the channels-last memory format, which is faster for convolutions on CPU and GPU.",
         True,
     )
 
     def __post_init__(self) -> None:
-        """Check what needs no model."""
+        """Check what can be checked without the model."""
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and not (len(value) == 3 and all(map(math.isfinite, value))):

@@ -1,4 +1,4 @@
-"""Fine-tune an image classifier with SAM: load, train, evaluate, save, write the card.
+"""The command `hf-sam finetune`: loads, trains, evaluates and saves an image classifier.
 
 hf-sam finetune --dataset oxford_pets --rho 0.05
 """
@@ -37,37 +37,37 @@ from ..vision import (
 from .checkpoints import find_checkpoint, how_to_go_on, require_fitting
 from .disk import DiskFullError, full_disk_named
 from .fields import DataOptions, ModelOptions
-from .folder import RECORD, asked, claimed, note_options
+from .folder import RECORD, claimed, run_options, write_options
 from .hub import HubError, create_repo, push
 from .image_errors import ErrorsOfRun, LastEvaluation
-from .keeping import Keeping
 from .loading import load_splits, model_source, processes_here, task_of
 from .options import parse_options
 from .record import Run, describe
 from .resolved import as_yaml
+from .rotation import CheckpointRotation
 from .stopwatch import Stopwatch, stopwatch_of
 
 logger = logging.get_logger("finetune")
 
 
 class RecipeError(Exception):
-    """What the user can mend: said in one message, without a traceback."""
+    """An error that the user can fix, shown as one message without a traceback."""
 
 
 class LastStepLogged(TrainerCallback):
-    """Logs the last step too, so that a run shorter than `logging_steps` shows its losses."""
+    """Logs at the last step too, so that a run shorter than `logging_steps` logs its losses."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask for a line if this is the last step."""
+        """Request a log entry at the last step."""
         if args.logging_strategy == "steps" and state.global_step >= state.max_steps:
             control.should_log = True
 
 
 @contextmanager
 def files_without_bars() -> Iterator[None]:
-    """Hide the bars of weights read and written, which are done at once; the Trainer's own stay."""
+    """Context manager that hides the progress bars of weights being read and written."""
     if not logging.is_progress_bar_enabled():
         yield
         return
@@ -81,11 +81,11 @@ def files_without_bars() -> Iterator[None]:
 def main(
     argv: Sequence[str] | None = None, *, program: str = "hf-sam finetune"
 ) -> Mapping[str, float]:
-    """Run the recipe and return its metrics; bad input ends in one message and exit status 1.
+    """Run the command and return its metrics; invalid input ends in one message and exit status 1.
 
     Args:
-        argv: The command line; None for that of the process.
-        program: What the user has called, for messages.
+        argv: The command-line arguments; None for those of the process.
+        program: The command's name in messages.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -105,10 +105,10 @@ def main(
 
 
 def print_config(argv: Sequence[str]) -> None:
-    """Print what the words of a command line come to; nothing is loaded or fetched.
+    """Print the options that result from command-line arguments; nothing is loaded.
 
     Raises:
-        RecipeError: For input that does not do.
+        RecipeError: For invalid input.
     """
     try:
         data, model, args = parse_options(argv)
@@ -119,23 +119,23 @@ def print_config(argv: Sequence[str]) -> None:
 
 
 def train(argv: Sequence[str], *, is_claimed: bool = False) -> RunRecord:
-    """Fine-tune as the words of a command line say, save model, record and card, and push them.
+    """Fine-tune by command-line arguments, save model, record and card, and push them if asked to.
 
     Args:
-        argv: The words.
-        is_claimed: Whether the caller holds the output folder.
+        argv: The command-line arguments.
+        is_claimed: Whether the caller has locked the output folder.
 
     Raises:
-        RecipeError: For input that does not do.
-        HubError: If nothing can be pushed, before training; or if the push failed, after it.
-        DiskFullError: If there is no room for what is to be written.
+        RecipeError: For invalid input.
+        HubError: Before training if pushing is not possible; after training if it failed.
+        DiskFullError: If the disk is full.
     """
     with ExitStack() as held:
         try:
             data, model, args = parse_options(argv)
-            # Or the Trainer would push too: all that lies in the folder, under a card of its own.
+            # Else the Trainer would push too: all files of the folder, and a card of its own.
             is_pushed, args.push_to_hub = args.push_to_hub, False
-            options = asked(data, model, args)
+            options = run_options(data, model, args)
             output_dir, is_main = Path(args.output_dir), args.process_index == 0
             held.enter_context(full_disk_named(output_dir))
             if is_main and not is_claimed:
@@ -146,7 +146,7 @@ def train(argv: Sequence[str], *, is_claimed: bool = False) -> RunRecord:
             if is_pushed and is_main:
                 repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
             if is_main:
-                note_options(output_dir, options, resumed=run.checkpoint is not None)
+                write_options(output_dir, options, resumed=run.checkpoint is not None)
         except (ImportError, ValueError) as error:
             raise RecipeError(str(error)) from error
         with files_without_bars():
@@ -158,7 +158,7 @@ def train(argv: Sequence[str], *, is_claimed: bool = False) -> RunRecord:
             except ValueError as error:
                 if stopwatch_of(trainer).has_begun:
                     raise
-                raise RecipeError(str(error)) from error  # what only the prepared model shows
+                raise RecipeError(str(error)) from error  # a check of the prepared model
             record = save(argv, data, run, trainer, metrics)
         if repo_id is not None:
             print(f"pushed to {push(output_dir, repo_id)}")
@@ -172,7 +172,7 @@ def save(
     trainer: SAMTrainer,
     metrics: dict[str, float],
 ) -> RunRecord:
-    """Save model, metrics, card and record; the last says that the run has ended."""
+    """Save model, metrics, card and record; the record, written last, marks the run as finished."""
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("all", metrics, combined=False)
@@ -186,10 +186,10 @@ def save(
 
 
 def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
-    """Load data and model, and check all that can be checked before training.
+    """Load data and model, and check what can be checked before training.
 
     Raises:
-        ValueError: Saying what is wrong and what to do.
+        ValueError: With what is wrong and what to do.
     """
     checkpoint = find_checkpoint(args)
     set_seed(args.seed)  # the head is drawn here
@@ -209,7 +209,7 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
             f"of training examples, got {batch}."
         )
     source = model_source(model, task)
-    with nullcontext() if source.own_weights else files_without_bars():  # those are fetched
+    with nullcontext() if source.own_weights else files_without_bars():  # shows downloads only
         classifier = load_classifier(source, splits.label_names)
     logger.warning(f"model: {classifier.report}")
     if model.freeze_batch_norm:
@@ -222,7 +222,7 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
 
 
 def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
-    """Put data, transforms, metrics and the loss together."""
+    """Build the Trainer from data, transforms, metrics and the loss."""
     train_transform, eval_transform = build_transforms(
         run.classifier.data_config,
         crop_scale=run.task.crop_scale,
@@ -252,7 +252,8 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         split=run.splits.eval_split,
         max_pixels=data.max_image_pixels,
     )
-    keeping, args.save_total_limit = Keeping(args.save_total_limit), None  # not the Trainer's
+    rotation = CheckpointRotation(args.save_total_limit)
+    args.save_total_limit = None  # else the Trainer would remove checkpoints too
     soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
     return SAMTrainer(
         model=run.classifier.model,
@@ -263,5 +264,5 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
         compute_metrics=LastEvaluation(),
         preprocess_logits_for_metrics=rank_classes,
         compute_loss_func=soft_loss if data.mixup > 0 else None,
-        callbacks=[EpochOfData(train_dataset), Stopwatch(), LastStepLogged(), keeping],
+        callbacks=[EpochOfData(train_dataset), Stopwatch(), LastStepLogged(), rotation],
     )

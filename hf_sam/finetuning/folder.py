@@ -1,4 +1,4 @@
-"""One run's output folder: whose it is, whether it has ended, and nobody else's meanwhile."""
+"""A run's output folder: its lock, the options of its run, and whether that has finished."""
 
 import json
 import math
@@ -19,21 +19,21 @@ from .fields import DataOptions, ModelOptions
 from .resolved import data_values, model_values, training_values
 
 OPTIONS, RECORD = "options.json", "run.json"
-LOCK = ".lock"  # in the folder itself: the same file whichever path leads there, for all users
-HALF_WRITTEN = "options.*.tmp"  # by `write_json`, when it is killed
-LENGTH = ("num_train_epochs", "max_steps")  # a run may be made longer
-# What a run did before there was an option to ask for something else.
+LOCK = ".lock"  # in the folder itself, so that it is the same file for all paths and users
+HALF_WRITTEN = "options.*.tmp"  # left by `write_json` when it is killed
+LENGTH = ("num_train_epochs", "max_steps")  # may change, to train a run for longer
+# Values of options that did not exist when an older run was made.
 UNSET = {f.name: f.default for kind in (DataOptions, ModelOptions) for f in fields(kind)}
 AGAIN = "restore it, or remove the folder it is in and train anew"
-# Beginnings of the names of options that do not change what is trained.
+# Prefixes of the options that do not change what is trained.
 ASIDE = (
     *("output_dir", "resume", "push", "hub", "logging", "disable_tqdm", "report_to", "run_name"),
     *("save", "eval_strategy", "eval_steps", "dataloader", "restore"),
 )
 
 
-def asked(data: DataOptions, model: ModelOptions, args: SAMConfig) -> dict[str, Any]:
-    """Return all options that decide what is trained, as JSON has them."""
+def run_options(data: DataOptions, model: ModelOptions, args: SAMConfig) -> dict[str, Any]:
+    """Return all options that decide what is trained, as JSON types."""
     values = data_values(data) | model_values(data, model) | training_values(args)
     chosen = {n: v for n, v in values.items() if v is not None and not n.startswith(ASIDE)}
     return json.loads(json.dumps(chosen | {"devices": args.world_size}, default=str))
@@ -45,22 +45,22 @@ class FolderInUseError(ValueError):
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it for one process; one that is killed lets go as well.
+    """Context manager that creates a folder and locks it for this process, even if that is killed.
 
-    What was made for a run that has left nothing in it is removed again.
+    Folders that were created for a run which left nothing in them are removed on exit.
 
     Raises:
-        FolderInUseError: If another process holds it.
+        FolderInUseError: If another process has locked it.
         ValueError: If it cannot be written.
     """
     made: list[Path] = []
     try:
-        folder = folder.resolve()  # `a/../b` would make an `a`
+        folder = folder.resolve()  # `a/../b` would create `a`
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except (OSError, RuntimeError) as error:  # the latter of links in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         _remove_unused(made)
         raise ValueError(
             f"`output_dir` must be a folder that can be written, got {str(folder)!r}: {error}."
@@ -69,13 +69,13 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (folder / LOCK).unlink(missing_ok=True)  # while it is held, or it is the next one's
+            (folder / LOCK).unlink(missing_ok=True)  # while locked, or it is another process's
             _remove_unused(made)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / LOCK, mode=0o666)  # less the umask: a group may share a folder
+    lock = FileLock(folder / LOCK, mode=0o666)  # minus the umask: a group may share a folder
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -83,7 +83,7 @@ def _locked(folder: Path) -> Iterator[None]:
             f"another process is training in {str(folder)!r}: wait for it, or pass another "
             "`--output_dir`."
         ) from error
-    except OSError as error:  # of another user
+    except OSError as error:  # the file belongs to another user
         raise ValueError(
             f"{str(folder / LOCK)!r} cannot be locked ({error.strerror}): remove it if nobody is "
             "training there, or pass another `--output_dir`."
@@ -95,7 +95,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_unused(made: Sequence[Path]) -> None:
-    """Remove folders that were made, innermost first, unless there is more than our note."""
+    """Remove folders that were created, innermost first, unless they hold results."""
     with suppress(OSError):  # not empty, or never made
         if made and (left := set(made[0].iterdir())) <= _notes(made[0]):
             for note in left:
@@ -105,15 +105,15 @@ def _remove_unused(made: Sequence[Path]) -> None:
 
 
 def _notes(folder: Path) -> set[Path]:
-    """Return what lies in a folder, or may, before anything is trained there."""
+    """Return the files that a run writes to its folder before it trains."""
     return {folder / OPTIONS, folder / LOCK, *folder.glob(HALF_WRITTEN)}
 
 
-def note_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> None:
-    """Write down the options of the run in a folder.
+def write_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> None:
+    """Write the options of a run to its folder.
 
     Raises:
-        ValueError: If the run that is resumed has others.
+        ValueError: If the run is resumed and has other options.
     """
     if resumed:
         _require_same(folder, options, besides=LENGTH)
@@ -123,10 +123,10 @@ def note_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> 
 
 
 def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
-    """Say whether the run of these options has ended in a folder.
+    """Return whether a folder holds the finished run of these options.
 
     Raises:
-        ValueError: If the folder holds a run with other options, or something else, or a file that
+        ValueError: If the folder holds a run with other options, other files, or a file that
             cannot be read.
     """
     if not folder.is_dir() or not set(folder.iterdir()) - (_notes(folder) - {folder / OPTIONS}):
@@ -150,16 +150,16 @@ def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
 
 
 def record_of(folder: Path) -> RunRecord:
-    """Return the record of a run that has ended, with all figures that a comparison needs.
+    """Read the record of a finished run, and check the numbers that a comparison needs.
 
     Raises:
-        ValueError: If it cannot be read, or lacks some.
+        ValueError: If it cannot be read, or a number is missing.
     """
     return read_json(folder / RECORD, RunRecord, remedy=AGAIN, check=_require_figures)
 
 
 def _require_figures(record: RunRecord) -> None:
-    """Raise a ValueError for a record without what a comparison computes with."""
+    """Raise a ValueError if a number that a comparison needs is missing."""
     for name, given in (("hyperparameters", record.hyperparameters), ("sam", record.sam)):
         figure = "rho" if name == "sam" else "learning_rate"
         value = 0.0 if given is None else given.get(figure)
@@ -170,14 +170,14 @@ def _require_figures(record: RunRecord) -> None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a run that has ended."""
+    """Remove the checkpoints of a finished run."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
 
 def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:
     path = folder / OPTIONS
-    if not path.exists():  # of a checkpoint that came from elsewhere
+    if not path.exists():  # the checkpoint came from elsewhere
         return
     before = read_json(path, dict[str, Any], remedy=AGAIN)
     before, options = UNSET | before, {**UNSET, **options}

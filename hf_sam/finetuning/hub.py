@@ -1,4 +1,4 @@
-"""A finished folder goes to the Hub: one upload at the end, of results and nothing else."""
+"""Pushing a finished run to the Hub: one upload of its results at the end."""
 
 import re
 import shlex
@@ -10,18 +10,18 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
 logger = logging.get_logger("finetune")
-# By name, for the folder also holds training_args.bin (a pickle), logs and checkpoints.
+# Listed by name, as the folder also holds training_args.bin (a pickle), logs and checkpoints.
 PUBLISHED = (
     ("README.md", "config.json", "preprocessor_config.json", "model.safetensors")
     + ("model.safetensors.index.json", "model-*-of-*.safetensors")
     + ("run.json", "all_results.json", "comparison.json", "*.png")
 )
-OF_THE_HUB = ("push_to_hub", "hub_")  # beginnings of the options that are about pushing
-IN_FOLDERS = "*/*"  # for * of the patterns above goes beyond a slash
+OF_THE_HUB = ("push_to_hub", "hub_")  # prefixes of the options for pushing
+IN_FOLDERS = "*/*"  # excluded, as * in the patterns above matches slashes too
 
 
 class HubError(Exception):
-    """What the Hub refused, or the network lost: said in one message, without a token."""
+    """A failure of the Hub or the network, shown as one message without a token."""
 
 
 def require_token() -> None:
@@ -34,14 +34,14 @@ def require_token() -> None:
 
 
 def create_repo(name: str | None, folder: Path, *, private: bool | None) -> str:
-    """Create the repository unless it exists, and return its full name, owner and all.
+    """Create the repository unless it exists, and return its full name, with the owner.
 
-    To be called before training: what forbids the push is better known before hours of it.
+    To be called before training, so that a missing permission is noticed before hours of it.
 
     Args:
-        name: The repository, with its owner or without; None takes the folder's name.
-        folder: What will be pushed.
-        private: Whether only the owner may see it; None leaves that to the Hub.
+        name: The repository, with or without its owner; None takes the folder's name.
+        folder: The folder that will be pushed.
+        private: Whether the repository is private; None for the Hub's default.
 
     Raises:
         HubError: If the repository cannot be written.
@@ -51,7 +51,7 @@ def create_repo(name: str | None, folder: Path, *, private: bool | None) -> str:
         repo_id = hub.create_repo(name, private=private, exist_ok=True).repo_id
         hub.auth_check(repo_id, write=True)  # one that exists may be someone else's
         found = hub.model_info(repo_id)
-    except Exception as error:  # of the client, its HTTP library or the network
+    except Exception as error:  # from the client, its HTTP library or the network
         by_hand = upload_command(name if "/" in name else f"owner/{name}", folder, private=private)
         raise HubError(
             f"`push_to_hub` cannot write {name!r} on the Hub ({_reason(error)}). Nothing was "
@@ -69,10 +69,10 @@ def create_repo(name: str | None, folder: Path, *, private: bool | None) -> str:
 
 
 def push(folder: Path, repo_id: str) -> str:
-    """Upload the results in a folder, and return the address where they are.
+    """Upload the results in a folder, and return their URL.
 
     Raises:
-        HubError: If they did not arrive; the folder is as it was.
+        HubError: If the upload failed; the folder is not changed.
     """
     try:
         HfApi().upload_folder(
@@ -82,7 +82,7 @@ def push(folder: Path, repo_id: str) -> str:
             allow_patterns=list(PUBLISHED),
             ignore_patterns=[IN_FOLDERS],
         )
-    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the results stay
+    except (Exception, KeyboardInterrupt) as error:  # in any case, the results stay here
         raise HubError(
             f"the run has ended, and {str(folder)!r} holds all its results, but they could not be "
             f"pushed to {repo_id} ({_reason(error)}). Push them with "
@@ -92,19 +92,19 @@ def push(folder: Path, repo_id: str) -> str:
 
 
 def upload_command(repo_id: str, folder: Path, *, private: bool | None = None) -> str:
-    """Return the command that pushes by hand what `push` does, and creates the repository."""
-    words = ["hf", "upload", repo_id, str(folder), "--exclude", IN_FOLDERS]
-    words += [word for pattern in PUBLISHED for word in ("--include", pattern)]
-    return shlex.join(words + ["--private"] * bool(private))
+    """Return the command that creates the repository and uploads the same files by hand."""
+    command = ["hf", "upload", repo_id, str(folder), "--exclude", IN_FOLDERS]
+    command += [part for pattern in PUBLISHED for part in ("--include", pattern)]
+    return shlex.join(command + ["--private"] * bool(private))
 
 
 def _reason(error: BaseException) -> str:
-    """Say an error in one line, without a token."""
+    """Return an error as one line, without tokens."""
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, HfHubHTTPError):
         answer = error.response
         text = f"{answer.status_code} {answer.reason_phrase}: {error.server_message}"
     elif isinstance(error, RuntimeError) and error.__cause__ is not None:
-        text = f"{error} {_reason(error.__cause__)}"  # which file, and then why
+        text = f"{error} {_reason(error.__cause__)}"  # the file, then the reason
     text = re.sub(r"hf_[A-Za-z0-9]{20,}|(?<=Bearer )[^\s'\"]+", "***", text)
     return textwrap.shorten(text, 300).rstrip(".: ")

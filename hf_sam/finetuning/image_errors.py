@@ -1,4 +1,4 @@
-"""On which images a finished model errs: what tests need that pair two models by image."""
+"""The images that a finished model gets wrong, for paired tests of two models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,16 +16,16 @@ ERRORS = "errors.json"  # beside the run's record
 
 @dataclass(frozen=True)
 class ErrorsOfRun:
-    """What the last evaluation of a run came to, image by image."""
+    """Results of a run's last evaluation, image by image."""
 
     split: str
     examples: int
-    wrong: Sequence[int]  # rows of the split whose image the model takes for another class
+    wrong: Sequence[int]  # rows of the split that the model misclassifies
     class_accuracy: Mapping[str, float | None]  # top-1 of each class, in percent
 
     @classmethod
     def of(cls, prediction: EvalPrediction, splits: Splits) -> Self:
-        """Give the examples the names that they have in the data."""
+        """Convert positions in the evaluation data to rows of the split, and classes to names."""
         found, rows = image_errors(prediction, len(splits.label_names)), list(splits.eval["index"])
         return cls(
             split=splits.eval_split,
@@ -35,15 +35,15 @@ class ErrorsOfRun:
         )
 
     def write(self, folder: Path) -> None:
-        """Write it beside the run's record."""
+        """Write the errors to a run's folder, beside its record."""
         write_json(folder / ERRORS, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Read what `write` wrote; None where a run has not written it.
+        """Read what `write` wrote; None if a run has no such file.
 
         Raises:
-            ValueError: If the file is cut short, edited or of something else.
+            ValueError: If the file is truncated, edited or something else.
         """
         path = folder / ERRORS
         if not path.exists():
@@ -54,10 +54,10 @@ class ErrorsOfRun:
 
 
 class LastEvaluation:
-    """Computes the Trainer's metrics, and keeps what the last ones were computed from."""
+    """Computes the Trainer's metrics, and keeps the predictions of the last evaluation."""
 
     def __init__(self) -> None:
-        """Begin before any evaluation."""
+        """Begin without an evaluation."""
         self.prediction: EvalPrediction | None = None
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From options to data and model."""
+"""Loading of the data that the options ask for, and the source of the model."""
 
 import dataclasses
 import os
@@ -29,10 +29,10 @@ logger = logging.get_logger("finetune")
 
 
 def task_of(options: DataOptions) -> Task:
-    """Return the data set's row of the table, with the user's choices in it."""
+    """Return the data set's entry in the table of tasks, with the user's options in it."""
     if options.dataset in TASKS or (options.dataset is None and options.data_dir is None):
         task = TASKS[options.dataset or "digits"]
-    else:  # anyone's own data
+    else:  # the user's own data
         task = Task(options.dataset, eval_split=None, image_column=None, label_column=None)
     names = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
     chosen = {name: getattr(options, name) for name in names}
@@ -42,10 +42,10 @@ def task_of(options: DataOptions) -> Task:
 
 
 def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
-    """Load the training and the evaluation split, and check that they are what the table says.
+    """Load the training and the evaluation split, and compare their sizes with the table of tasks.
 
     Raises:
-        ValueError: If they cannot be had, or differ from the table on the Hub.
+        ValueError: If they cannot be loaded, or differ from the table although from the Hub.
     """
     found = find_splits(options, task)
     _compare_sizes(found, task, local=options.data_dir is not None)
@@ -90,26 +90,26 @@ def processes_here(args: TrainingArguments) -> int:
 
 
 def find_splits(options: DataOptions, task: Task) -> datasets.DatasetDict:
-    """Return all splits of the data that are asked for.
+    """Load all splits of the data set that the options name.
 
     Raises:
-        ValueError: If they cannot be had.
+        ValueError: If they cannot be loaded.
     """
     if options.data_dir is not None:
-        asked = [name for name in (task.train_split, task.eval_split) if name]
-        return load_local(Path(options.data_dir), "+".join(asked).split("+"))
+        names = [name for name in (task.train_split, task.eval_split) if name]
+        return load_local(Path(options.data_dir), "+".join(names).split("+"))
     if task.hub_id is None:
         return load_digits()
     return load_hub(task.hub_id, revision=task.revision, data_files=task.data_files)
 
 
 def eval_split_of(task: Task, found: Container[str]) -> str:
-    """Return the split to measure on: the one that is asked for, or the first that is there."""
+    """Return the split to measure on: the chosen one, or the first of the usual ones."""
     return task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
 
 
 def _names(found: datasets.DatasetDict, options: DataOptions, task: Task) -> tuple[str, str]:
-    """Return the names of the split to train on and of that to measure on."""
+    """Return the names of the training and the evaluation split."""
     if options.holdout is not None:
         only = len(found) == 1 and options.train_split is None
         train_split = next(iter(found)) if only else task.train_split
@@ -124,7 +124,7 @@ def _names(found: datasets.DatasetDict, options: DataOptions, task: Task) -> tup
 
 
 def model_source(options: ModelOptions, task: Task) -> ModelSource:
-    """Return where the model comes from: the user's choice, or the data set's own."""
+    """Return the source of the model: the user's choice, or the data set's default."""
     own = options.model is None and options.weights is None and task.init_scratch
     return ModelSource(
         name=options.model or task.model,
@@ -139,7 +139,7 @@ def model_source(options: ModelOptions, task: Task) -> ModelSource:
 
 
 def _compare_sizes(found: datasets.DatasetDict, task: Task, *, local: bool) -> None:
-    """A Hub copy of another size is not the pinned one; one's own copy may well be a part."""
+    """Raise if a copy on the Hub differs from the table in size; warn if it is a local copy."""
     differing = [
         f"{split} has {len(found[split])} examples, not {size}"
         for split, size in task.sizes.items()

@@ -1,4 +1,4 @@
-"""What `hf-sam finetune` can be told, on the command line and in a YAML file."""
+"""Parsing of the options of `hf-sam finetune`, from the command line and a YAML file."""
 
 import dataclasses
 import math
@@ -14,14 +14,14 @@ from transformers import HfArgumentParser
 
 from .. import SAMConfig
 from ..reporting.model_card import without_tokens
+from .arguments import arguments_of, recipe_of, without_rivals
 from .fields import BatchOptions, DataOptions, ModelOptions
 from .hub import require_token
 from .suggestions import near
-from .words import recipe_of, without_rivals, words_of
 
-# Where the recipe differs from the Trainer's own defaults: the paper's optimizer and schedule, an
-# evaluation and a checkpoint each epoch. Clip norm from the official code; learning rate, batch
-# and epochs are ours.
+# Defaults that differ from the Trainer's: the paper's optimizer and schedule, and an evaluation and
+# a checkpoint each epoch. The clip norm is the official code's; learning rate, batch size and
+# epochs are ours.
 DEFAULTS: dict[str, Any] = {
     "optim": "sgd",
     "optim_args": "momentum=0.9",
@@ -46,10 +46,10 @@ DEFAULTS: dict[str, Any] = {
 def parse_options(
     argv: Sequence[str] | None = None,
 ) -> tuple[DataOptions, ModelOptions, SAMConfig]:
-    """Parse flags, then the file of `--config`, then the defaults: the first to say it wins.
+    """Parse the options: the command line wins over the file of `--config`, and that over defaults.
 
     Raises:
-        ValueError: Saying rule, value and remedy.
+        ValueError: With rule, value and remedy.
     """
     parser = _command_line_parser()
     names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
@@ -61,30 +61,30 @@ def parse_options(
     if first.config is None and not (first.model or first.weights or first.init_scratch):
         first.config = recipe_of(first.dataset)
     if first.config:
-        given = without_rivals(words_of(Path(first.config), options), argv)
-        argv = [*given, *argv]  # the last to say it wins
+        given = without_rivals(arguments_of(Path(first.config), options), argv)
+        argv = [*given, *argv]  # the last value of an option counts
         first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
-        parser.set_defaults(optim_args=None)  # momentum is SGD's
+        parser.set_defaults(optim_args=None)  # the default momentum is for SGD
     if first.output_dir is None:
         sources = (first.dataset or first.data_dir or "digits", first.model or first.weights)
-        told = [Path(name).stem for name in sources if name]
+        stems = [Path(name).stem for name in sources if name]
         parser.set_defaults(
-            output_dir="-".join(["runs/" + told[0], *told[1:], f"rho{first.rho:g}"])
+            output_dir="-".join(["runs/" + stems[0], *stems[1:], f"rho{first.rho:g}"])
         )
     if (first.metric_for_best_model or "").endswith("error") and first.greater_is_better is None:
-        parser.set_defaults(greater_is_better=False)  # the Trainer takes more to be better
+        parser.set_defaults(greater_is_better=False)  # the Trainer's default is True
     try:
         data, model, batch, args, _ = parser.parse_args_into_dataclasses(
             argv, look_for_args_file=False
         )
-    except RecursionError as error:  # of the JSON that some options take
+    except RecursionError as error:  # from the JSON that some options take
         raise ValueError("the JSON of an option is nested too deeply: write less of it.") from error
     _require_steps(args)
     if batch != BatchOptions():
         batch.apply(args)
     if data.cache_images and args.dataloader_num_workers > 0:
-        args.dataloader_persistent_workers = True  # or the cache ends with the epoch
+        args.dataloader_persistent_workers = True  # else the cache is lost after an epoch
     if args.dataloader_drop_last:
         raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
     if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
@@ -104,13 +104,13 @@ def _command_line_parser() -> HfArgumentParser:
     )
     parser.add_argument(
         "--config",
-        help="YAML file of options; flags win over it. Unset, and with no other model asked for, "
-        "it is recipes/<dataset>/efficientnet_b0.yaml.",
+        help="YAML file of options, which the command line overrides. Unset, and without another "
+        "model: recipes/<dataset>/efficientnet_b0.yaml.",
     )
     parser.add_argument(
         "--print_config",
         action="store_true",
-        help="Print what all options come to, as such a file, and stop.",
+        help="Print the resulting options as such a file, and stop.",
     )
     parser.set_defaults(**DEFAULTS)
     _explain_negations(parser)
@@ -118,22 +118,22 @@ def _command_line_parser() -> HfArgumentParser:
 
 
 def _explain_negations(parser: HfArgumentParser) -> None:
-    """Give `--no_x` a help of its own: the parser has that of `--x` and its default there."""
+    """Give `--no_x` a help text of its own; HfArgumentParser repeats that of `--x`."""
     for action in parser._actions:
         if isinstance(action, _StoreFalseAction):
             action.help = f"Set --{action.dest} to false."
-            action.default = SUPPRESS  # that of --x holds
+            action.default = SUPPRESS  # the default is that of --x
 
 
-def _unknown(word: str, names: set[str]) -> str:
-    name = word.split("=")[0]  # its value may be a token
-    if not word.startswith("-"):
-        return f"{without_tokens([word])[0]} follows no option that takes it: see --help."
+def _unknown(argument: str, names: set[str]) -> str:
+    name = argument.split("=")[0]  # its value may be a token
+    if not argument.startswith("-"):
+        return f"{without_tokens([argument])[0]} follows no option that takes it: see --help."
     return f"unknown option {name}{near(name.lstrip('-'), names)}"
 
 
 def _require_steps(args: SAMConfig) -> None:
-    """Raise a ValueError if nothing would be trained; the Trainer takes 0 steps to be unset."""
+    """Raise a ValueError for a run without steps; the Trainer treats 0 steps as unset."""
     if args.max_steps < 1 and args.max_steps != -1:
         raise ValueError(
             f"`max_steps` must be >= 1, got {args.max_steps}: leave it out to train by "

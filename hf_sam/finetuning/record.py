@@ -1,4 +1,4 @@
-"""What is said of a finished run, in its record and its card."""
+"""The record of a finished run, collected for its card and for comparisons."""
 
 import json
 import math
@@ -14,16 +14,16 @@ from .. import SAMConfig, SAMTrainer
 from ..reporting.commands import last_part, shown_command, without_path
 from ..reporting.model_card import METRICS, RunRecord, settings_of
 from ..vision import CIFAR_NETWORKS, Classifier, ModelSource, Splits
+from .arguments import without_options
 from .fields import DataOptions
 from .hub import OF_THE_HUB
 from .stopwatch import stopwatch_of
 from .tasks import Task
-from .words import without_options
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that is loaded and checked before training."""
+    """Everything that is loaded and checked before training."""
 
     task: Task
     splits: Splits
@@ -39,7 +39,7 @@ def describe(
     trainer: SAMTrainer,
     metrics: Mapping[str, float],
 ) -> RunRecord:
-    """Collect all that is said of a finished run."""
+    """Collect the record of a finished run."""
     source, args = run.source, trainer.args
     base = last_part(source.name)
     is_hub = source.own_weights and not Path(source.name).exists()
@@ -69,7 +69,7 @@ def describe(
 
 
 def _chosen(data: DataOptions) -> dict[str, Any]:
-    """Return the options that say what is done to the images, where they are not the defaults."""
+    """Return the options for the images that are not at their defaults."""
     names = (
         "crop_scale",
         "crop_padding",
@@ -87,16 +87,16 @@ def _chosen(data: DataOptions) -> dict[str, Any]:
 
 
 def command_of(name: str, argv: Sequence[str]) -> str:
-    """Return the command that trains the same: without tokens, and paths as they end."""
+    """Return the command that repeats the run, without tokens and with shortened paths."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
-    told = without_options(argv, "resume_from_checkpoint", "output_dir", *OF_THE_HUB)
+    arguments = without_options(argv, "resume_from_checkpoint", "output_dir", *OF_THE_HUB)
     rooms = {"finetune": "hf_sam.finetuning", "compare": "hf_sam.comparing"}
     launcher = ["accelerate", "launch", "-m", rooms[name]] if launched else ["hf-sam", name]
-    return shown_command([*launcher, *told])
+    return shown_command([*launcher, *arguments])
 
 
 def _model_options(run: Run) -> dict[str, Any]:
-    """Return what the network's images look like, and the arguments it was built with."""
+    """Return the network's image size and normalisation, and the arguments it was built with."""
     config = run.classifier.data_config
     kwargs = json.loads(without_path(json.dumps(dict(run.source.model_kwargs))))
     return {
@@ -108,7 +108,7 @@ def _model_options(run: Run) -> dict[str, Any]:
 
 
 def _license(source: ModelSource) -> str | None:
-    """Return the licence of the weights that the run started from, where timm knows it."""
+    """Return the licence of the pretrained weights, if timm knows it."""
     name = source.name.removeprefix("timm/")
     if not (source.own_weights and timm.is_model(name)):
         return None
@@ -116,7 +116,7 @@ def _license(source: ModelSource) -> str | None:
 
 
 def _differing(task: Task, splits: Splits) -> list[str]:
-    """Return in what one's own copy differs from the data that figures are published of."""
+    """Return a remark if the data differ in size from those with published results."""
     here = {"classes": len(splits.label_names), "examples": len(splits.eval)}
     published = {"classes": task.classes, "examples": task.sizes.get(splits.eval_split)}
     parts = [
@@ -130,7 +130,7 @@ def _differing(task: Task, splits: Splits) -> list[str]:
 
 
 def _remarks(run: Run, args: SAMConfig, metrics: Mapping[str, float]) -> list[str]:
-    """Return what a reader of the results must know."""
+    """Return the caveats for a reader of the results."""
     remarks = [str(remark) for remark in (run.task.paper, run.task.limits) if remark]
     remarks += _differing(run.task, run.splits)
     if not math.isfinite(metrics["eval_loss"]):

@@ -1,4 +1,4 @@
-"""What a run's options come to, written as a recipe: `hf-sam finetune --print_config`."""
+"""The resolved options of a run as a YAML recipe: `hf-sam finetune --print_config`."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ OF_THE_TASK = ("train_split", "eval_split", "image_column", "label_column", "hor
 
 
 def as_yaml(data: DataOptions, model: ModelOptions, args: SAMConfig) -> str:
-    """Return the options as a file for `--config` that asks for the same run again."""
+    """Return the options as a file for `--config` that repeats the run."""
     accumulation, devices = args.gradient_accumulation_steps, args.world_size
     batch = args.per_device_train_batch_size * accumulation * devices
     lines = f"# {batch} images a step: {args.per_device_train_batch_size} in a micro-batch, "
@@ -31,13 +31,13 @@ def as_yaml(data: DataOptions, model: ModelOptions, args: SAMConfig) -> str:
 
 
 def _line(name: str, value: Any) -> str:
-    """Return an option as a line of its own, lists and dictionaries too."""
+    """Return an option as one line of YAML, also for lists and dictionaries."""
     flow = yaml.safe_dump({name: value}, default_flow_style=True, width=math.inf, sort_keys=False)
     return flow.strip()[1:-1] + "\n"
 
 
 def data_values(data: DataOptions) -> dict[str, Any]:
-    """Return the data options, with the task's own where the user has said nothing."""
+    """Return the data options, with the task's defaults for those that are unset."""
     task = task_of(data)
     values = dataclasses.asdict(data) | {name: getattr(task, name) for name in OF_THE_TASK}
     values["crop_scale"] = None if data.crop_padding else list(task.crop_scale)
@@ -47,7 +47,7 @@ def data_values(data: DataOptions) -> dict[str, Any]:
 
 
 def model_values(data: DataOptions, model: ModelOptions) -> dict[str, Any]:
-    """Return the model options, with the data set's and the model's own in place of none."""
+    """Return the model options, with the data set's and the model's defaults for those unset."""
     source = model_source(model, task_of(data))
     return dataclasses.asdict(model) | {
         "model": source.name,
@@ -58,7 +58,7 @@ def model_values(data: DataOptions, model: ModelOptions) -> dict[str, Any]:
 
 
 def image_size(source: ModelSource) -> int | None:
-    """Return the pixels a side of an image, or None where only the loaded model says it."""
+    """Return the image size in pixels, or None if only the loaded model can tell."""
     name = source.name.removeprefix("timm/")
     if source.image_size is None and timm.is_model(name):
         return timm.get_pretrained_cfg(name).input_size[1]
@@ -66,7 +66,7 @@ def image_size(source: ModelSource) -> int | None:
 
 
 def training_values(args: SAMConfig) -> dict[str, Any]:
-    """Return rho, and the training arguments that are not the Trainer's, SAM's or our defaults."""
+    """Return rho, and the training arguments that differ from the defaults or have ours."""
     plain = TrainingArguments(output_dir=args.output_dir).to_dict()
     plain |= {field.name: field.default for field in dataclasses.fields(SAMArguments)}
     always = {*DEFAULTS, "rho", "output_dir", "gradient_accumulation_steps"}

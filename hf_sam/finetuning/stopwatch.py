@@ -1,4 +1,4 @@
-"""How long a run has trained, over all its interruptions."""
+"""The training time of a run, summed over its interruptions."""
 
 import time
 from typing import Any
@@ -14,17 +14,17 @@ from transformers.trainer_callback import ExportableState
 
 
 class Stopwatch(TrainerCallback, ExportableState):
-    """Counts the seconds of training; a checkpoint keeps what has been counted."""
+    """Measures the seconds of training; checkpoints store the time so far."""
 
     def __init__(self) -> None:
-        """Start from nothing."""
+        """Start at zero."""
         self.before = 0.0  # seconds until the run was last resumed
         self.started: float | None = None
-        self.has_begun = False  # this process to train
+        self.has_begun = False  # whether this process has begun to train
 
     @property
     def seconds(self) -> float:
-        """Wall time of training in seconds, checkpoints and evaluations in between included."""
+        """Wall time of training in seconds, including checkpoints and evaluations."""
         return self.before + (0.0 if self.started is None else time.monotonic() - self.started)
 
     def on_train_begin(
@@ -40,10 +40,10 @@ class Stopwatch(TrainerCallback, ExportableState):
         self.before, self.started = self.seconds, None
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"args": {}, "attributes": {"before": self.seconds}}
 
 
 def stopwatch_of(trainer: Trainer) -> Stopwatch:
-    """Return a Trainer's: resuming replaces the one that was passed."""
+    """Return the stopwatch of a Trainer: resuming replaces the one that was passed."""
     return next(c for c in trainer.callback_handler.callbacks if isinstance(c, Stopwatch))

@@ -1,8 +1,8 @@
-"""Which name a mistyped one may mean; nothing where none comes close."""
+"""Suggestions for mistyped names of options and data sets."""
 
 from collections.abc import Iterable
 
-# What other programs call it, where the spelling would lead to another option or to none.
+# Names in other programs that the spelling would not lead to the right option.
 USUAL = {
     "lr": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
@@ -14,17 +14,17 @@ MOST_SUGGESTIONS = 2
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """Return the end of a message about an unknown option: the one that may be meant."""
+    """Return the end of a message about an unknown option, with suggestions."""
     found = [f"--{option}" for option in alike(name.split("=")[0].replace("-", "_"), names)]
     return f": did you mean {' or '.join(found)}?" if found else ": see --help."
 
 
 def alike(name: str, names: Iterable[str]) -> list[str]:
-    """Return the few names that a mistyped one may mean; none if none comes close.
+    """Return the few names that are similar to a mistyped one, if there are any.
 
     Args:
         name: What was typed.
-        names: What there is.
+        names: The valid names.
     """
     name, known = name.lower(), sorted(names)
     if name in USUAL and USUAL[name] in known:
@@ -39,13 +39,13 @@ def alike(name: str, names: Iterable[str]) -> list[str]:
 
 
 def _may_be_mistyped(name: str, other: str) -> bool:
-    """One slip in every five letters, and in a short word not in its first."""
+    """Allow one edit in every five letters, and in a short name not at its first letter."""
     most = max(len(name) // 5, len(name) >= 3)
     return edits(name, other) <= most and (len(name) >= 8 or name[:1] == other[:1])
 
 
 def edits(first: str, second: str) -> int:
-    """Count the letters to insert, remove, replace or swap with the next (restricted Damerau)."""
+    """Return the edit distance with swaps of neighbouring letters (restricted Damerau)."""
     before, above = [0] * (len(second) + 1), list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         row = [i]

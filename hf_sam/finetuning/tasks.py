@@ -1,8 +1,8 @@
-"""The data sets as a table: where they are, what is in them, and what the paper reached on them.
+"""The table of known data sets: where they are, their sizes, and the paper's results on them.
 
 Sources: Foret et al. (arXiv 2010.01412), table 3; the figures are top-1 errors in percent. Split
-sizes are those of the pinned revision. No row was loaded from the Hub by us: `hf-sam finetune`
-checks the sizes when it does.
+sizes are those of the pinned revision. We have not loaded them from the Hub ourselves: `hf-sam
+finetune` checks the sizes when it loads them.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class PaperErrors:
-    """Top-1 error in percent on the test split, mean of five runs."""
+    """The paper's top-1 errors in percent on the test split, means of five runs."""
 
     b7_sam: float  # EfficientNet-b7 with SAM
     b7: float
@@ -19,7 +19,7 @@ class PaperErrors:
     l2: float
 
     def __str__(self) -> str:
-        """Say it in one sentence."""
+        """Format as one sentence."""
         return (
             f"Foret et al. report {self.b7_sam:.2f} % top-1 error with SAM and {self.b7:.2f} % "
             f"without for EfficientNet-b7, {self.l2_sam:.2f} % and {self.l2:.2f} % for L2."
@@ -28,26 +28,26 @@ class PaperErrors:
 
 @dataclass(frozen=True)
 class Task:
-    """One data set, with the defaults that it needs."""
+    """One data set, with its defaults."""
 
-    hub_id: str | None  # None: bundled
+    hub_id: str | None  # None: bundled with scikit-learn
     classes: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)  # examples by split, where known
     revision: str | None = None
     train_split: str = "train"
-    eval_split: str | None = "test"  # None: the first that is not for training
-    image_column: str | None = "image"  # None: the one column of images there is
-    label_column: str | None = "label"  # None: the one column of class labels there is
-    data_files: Mapping[str, str] | None = None  # by split, where the repository holds more
+    eval_split: str | None = "test"  # None: the first of the usual ones
+    image_column: str | None = "image"  # None: the only column of images
+    label_column: str | None = "label"  # None: the only column of class labels
+    data_files: Mapping[str, str] | None = None  # by split, if the repository holds more
     paper: PaperErrors | None = None
     model: str = "timm/efficientnet_b0.ra_in1k"
     init_scratch: bool = False
     image_size: int | None = None  # pixels; None: the model's own
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the area, the paper's preprocessing
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # fraction of the area; the paper's for ImageNet
     horizontal_flip: float = 0.5
-    squash: bool = False  # images of any shape to the square, whole
-    license: str | None = None  # of the data, as the Hub states it; None: it does not
-    limits: str = ""  # what a reader of a result must know
+    squash: bool = False  # whether whole images of any shape are resized to a square
+    license: str | None = None  # of the data, as the Hub states it; None: not stated
+    limits: str = ""  # caveat for a reader of the results
 
 
 TASKS: dict[str, Task] = {
@@ -59,7 +59,7 @@ TASKS: dict[str, Task] = {
         init_scratch=True,
         image_size=32,
         crop_scale=(0.7, 1.0),
-        horizontal_flip=0.0,  # a mirrored digit is none
+        horizontal_flip=0.0,  # mirrored digits are not digits
         limits="Scans of 8x8 pixels, bundled with scikit-learn: a check that all works.",
     ),
     "fgvc_aircraft": Task(

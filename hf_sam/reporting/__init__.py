@@ -1,5 +1,5 @@
-"""What is written for people: model cards, tables, JSON that is read back, intervals.
+"""Writes results for people and for later runs: model cards, tables, intervals, JSON files.
 
-Whatever a user typed passes through `markdown.py` and `commands.py`, which keep markup, tokens and
-paths out; keep it so.
+Whatever a user typed must pass through `markdown.py` and `commands.py`, which remove markup, tokens
+and local paths; fields may be added to the JSON, but what exists must stay readable.
 """

@@ -1,4 +1,4 @@
-"""Frozen dataclasses with arrays as JSON, and back, each value checked against its type."""
+"""Conversion of dataclasses with arrays to JSON and back, checking each value against its type."""
 
 import math
 import types
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def encode(value: Any) -> Any:
-    """Return what JSON can hold of a dataclass: arrays become lists."""
+    """Convert a dataclass, or what is in one, to JSON types: arrays become lists."""
     if is_dataclass(value):
         return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, np.ndarray):
@@ -24,12 +24,12 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any, at: str = "") -> Any:
-    """Return what `encode` has encoded, by its type.
+    """Convert JSON types back to what `encode` was given, by its type.
 
     Args:
         kind: A dataclass, or the type of one of its fields.
-        value: From JSON, where null stands for what is not finite as well.
-        at: Where it stands in the whole, for the message.
+        value: From JSON, where null also stands for nan and inf.
+        at: Its position in the whole, for error messages.
 
     Raises:
         ValueError: Naming the entry that is missing, unknown or of another type.
@@ -61,7 +61,7 @@ WHOLE = "all of it"
 
 
 def _require(kind: type, value: Any, at: str) -> Any:
-    """Return the value if it is of this kind in JSON, where true is no number."""
+    """Return the value if it has this JSON type, where true and false are no numbers."""
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{at or WHOLE} must be {NAMES[kind]}, and is {NAMES[type(value)]}")

@@ -1,4 +1,4 @@
-"""A mean with its 95 % confidence interval."""
+"""Confidence intervals: a mean with its 95 % interval."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from scipy.stats import t
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % confidence interval, by Student's t over n independent values."""
+    """A mean of n independent values with its 95 % confidence interval, by Student's t."""
 
     mean: float
     half_width: float  # nan for a single value
@@ -19,7 +19,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Estimate it from independent values, one or more."""
+        """Estimate the interval from one or more independent values."""
         n = len(values)
         if n == 1:
             return cls(values[0], math.nan, 1)
@@ -27,11 +27,11 @@ class Interval:
         return cls(mean(values), quantile * stdev(values) / math.sqrt(n), n)
 
     def __format__(self, spec: str) -> str:
-        """Say it as 35.71 ± 0.42, each number by the specification; the mean alone if n is 1."""
+        """Format as 35.71 ± 0.42, each number by the specification; the mean alone if n is 1."""
         spec = spec or ".2f"
         spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:{spec}}"
         return f"{self.mean:{spec}}{spread}"
 
     def __str__(self) -> str:
-        """Say it with two decimals."""
+        """Format with two decimals."""
         return format(self)

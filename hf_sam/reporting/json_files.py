@@ -1,4 +1,4 @@
-"""JSON files: whole when they are written, and checked when they are read."""
+"""JSON files: written atomically, and checked when they are read."""
 
 import json
 import math
@@ -9,16 +9,16 @@ from typing import Any
 
 from .codec import decode
 
-MOST_LEVELS = 20  # of lists and objects in one another; ours have nine
+MOST_LEVELS = 20  # of nested lists and objects; our files have nine
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write values as JSON, whole or not at all: a file that is there is complete."""
+    """Write values as JSON atomically: a file that exists is complete."""
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         partial.write_text(json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
         partial.replace(path)
-    finally:  # of a disk that is full
+    finally:  # left over if the disk is full
         partial.unlink(missing_ok=True)
 
 
@@ -29,12 +29,12 @@ def read_json(
 
     Args:
         path: The file.
-        kind: What it must hold.
-        remedy: For the user of a file that is cut short, edited or of another program.
-        check: Raises a ValueError for what the type does not say.
+        kind: The type of its content.
+        remedy: What the user can do about a file that is truncated, edited or not ours.
+        check: Checks the content beyond its type, and raises a ValueError.
 
     Raises:
-        ValueError: If it cannot be read or holds something else; names file, fault and remedy.
+        ValueError: If the file cannot be read or is invalid; names file, fault and remedy.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ def read_json(
 
 
 def _without_nan(values: Any) -> Any:
-    """JSON has no number for what is not finite."""
+    """Replace nan and inf, which JSON does not have, by None."""
     if isinstance(values, Mapping):
         return {name: _without_nan(value) for name, value in values.items()}
     if isinstance(values, list | tuple):
@@ -66,7 +66,7 @@ def _without_nan(values: Any) -> Any:
 
 
 def _require_shallow(values: Any) -> None:
-    """Raise a RecursionError if values are nested deeper than what writes and draws them takes."""
+    """Raise a RecursionError if values are nested too deeply to be written and shown."""
     level, depth = [values], 0
     while level := [
         entry

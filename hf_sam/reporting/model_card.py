@@ -1,4 +1,4 @@
-"""Model cards that say how a model was trained with SAM, and what came of it."""
+"""Model cards: how a model was trained, SAM's settings and the results."""
 
 import html
 import math
@@ -31,7 +31,7 @@ HYPERPARAMETERS = (
     + ("gradient_accumulation_steps", "world_size", "label_smoothing_factor", "bf16", "fp16")
     + ("seed",)
 )
-# What the card calls each metric, by the Trainer's name; all in percent.
+# The card's name of each metric, by the Trainer's name; all in percent.
 METRICS = {
     "eval_top1_error": "top-1 error",
     "eval_top5_error": "top-5 error",
@@ -41,7 +41,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run: all that cards, tables and plots say of it comes from here."""
+    """Record of one finished run: the only source of cards, tables and plots."""
 
     dataset: str
     dataset_id: str | None  # on the Hub
@@ -49,43 +49,43 @@ class RunRecord:
     eval_split: str
     eval_examples: int
     classes: int
-    base: str  # the base model in words
+    base: str  # name of the base model
     base_model: str | None  # its id on the Hub
     timm: bool  # whether timm loads the saved folder
-    report: str  # which weights were loaded
+    report: str  # which pretrained weights were loaded
     command: str  # without tokens
     seed: int
     hyperparameters: Mapping[str, Any]
-    sam: Mapping[str, Any] | None  # the fields of SAMArguments; None: trained without
+    sam: Mapping[str, Any] | None  # the fields of SAMArguments; None: trained without SAM
     metrics: Mapping[str, float]
     gradient_evaluations: int  # forward-backward passes over an effective batch
     seconds: float  # wall time of training
     hardware: str
     versions: Mapping[str, str]  # of Python and of the packages
     date: str  # of the end of training, year-month-day
-    remarks: Sequence[str] = ()  # what a reader of the results must know
+    remarks: Sequence[str] = ()  # caveats for a reader of the results
     data_options: Mapping[str, Any] = field(default_factory=dict)  # crops, augmentation, noise
-    # Image size, mean and std of the images that it takes, and its own arguments.
+    # Image size, mean and std of the normalisation, and the network's own arguments.
     model_options: Mapping[str, Any] = field(default_factory=dict)
     data_license: str | None = None
     weights_license: str | None = None  # of the base model, as the Hub names it
-    train_overhead: float | None = None  # wall time over that without SAM's part, since a resume
+    train_overhead: float | None = None  # wall time relative to that without SAM, since a resume
 
     def write(self, path: Path) -> None:
-        """Write the record as JSON, whole or not at all."""
+        """Write the record as JSON, atomically."""
         write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what `write` wrote.
+        """Read a record that `write` wrote.
 
         Raises:
-            ValueError: If the file is cut short, edited or of something else.
+            ValueError: If the file is truncated, edited or not a record.
         """
         return read_json(path, cls, remedy="restore it, or train that run again in a new folder")
 
     def __post_init__(self) -> None:
-        """Require what cards and comparisons compute with."""
+        """Check the numbers that cards and comparisons need."""
         for name in METRICS:
             if not 0 <= self.metrics.get(name, math.nan) <= 100:
                 raise ValueError(f"`metrics` must have {name} in percent, got {self.metrics}")
@@ -102,7 +102,7 @@ def _require_number(settings: Mapping[str, Any], name: str, *, of: str) -> None:
 
 
 def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, Any]:
-    """Collect what a `RunRecord` says of the arguments, the machine and the packages."""
+    """Collect a `RunRecord`'s fields about the arguments, the machine and the packages."""
     has_sam = isinstance(args, SAMArguments) and args.rho > 0 and not schedule.is_idle
     sam = args if has_sam else None
     on_gpu = args.device.type == "cuda"
@@ -119,7 +119,7 @@ def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, 
 
 
 def _sam_settings(sam: SAMArguments, schedule: AscentSchedule) -> dict[str, Any]:
-    """SAM's fields, with what `max_overhead` has chosen."""
+    """Return SAM's fields, with the values that `max_overhead` has chosen."""
     settings = {f.name: getattr(sam, f.name) for f in fields(SAMArguments)}
     if sam.max_overhead is not None:
         settings["ascent_interval"] = schedule.interval
@@ -137,8 +137,8 @@ def write_run_card(path: Path, record: RunRecord, *, comparison: str | None = No
 
     Args:
         path: The file to write, usually README.md beside the model.
-        record: Data, model, command, settings and results.
-        comparison: The run among others over seeds, as Markdown.
+        record: The record of the run.
+        comparison: Results of a comparison that the run belongs to, as Markdown.
     """
     title = f"{record.base}, {record.dataset}"
     title += f", SAM rho {record.sam['rho']:g}" if record.sam else ""
@@ -187,41 +187,41 @@ def _metadata(record: RunRecord, title: str) -> ModelCardData:
 
 
 def results_table(metrics: Mapping[str, float]) -> str:
-    """Render the metrics that are there as a Markdown table, in percent."""
+    """Render those metrics that were measured as a Markdown table, in percent."""
     rows = [
         f"| {label} | {metrics[name]:.2f} % |" for name, label in METRICS.items() if name in metrics
     ]
     return "\n".join(["| metric | value |", "|---|---|", *rows])
 
 
-def without_tokens(words: Sequence[str]) -> list[str]:
-    """Replace what follows an option that names a token, and what looks like a Hub token.
+def without_tokens(arguments: Sequence[str]) -> list[str]:
+    """Mask the values of options whose names end in `token`, and whatever looks like a Hub token.
 
     Args:
-        words: The words of a command line.
+        arguments: Command-line arguments.
 
     Returns:
-        The words to show, each quoted for a shell where it must be.
+        The arguments, each quoted for a shell if necessary.
     """
-    shown, secret = [], False
-    for word in words:
-        name, equals, _ = word.partition("=")
+    shown, is_secret = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
         is_option = name.startswith("--") and name.endswith("token")
-        if secret:
-            word = "***"
+        if is_secret:
+            argument = "***"
         elif is_option and equals:
-            word = f"{name}=***"
-        word = re.sub(r"hf_[A-Za-z0-9]{20,}", "***", word)
-        shown.append(word if "***" in word else shlex.quote(word))
-        secret = is_option and not equals
+            argument = f"{name}=***"
+        argument = re.sub(r"hf_[A-Za-z0-9]{20,}", "***", argument)
+        shown.append(argument if "***" in argument else shlex.quote(argument))
+        is_secret = is_option and not equals
     return shown
 
 
 def sam_section(settings: Mapping[str, Any]) -> Markdown:
-    """Render the section on SAM: what it is, the settings, the citation.
+    """Render a card's section on SAM: what it is, the settings, the citation.
 
     Args:
-        settings: The fields of `SAMArguments` of the run.
+        settings: The run's fields of `SAMArguments`.
 
     Returns:
         Markdown, from a second-level heading on.
@@ -238,7 +238,7 @@ def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> 
     Args:
         path: The card, as the Trainer wrote it.
         sam: The settings of the run.
-        schedule: When it ascended.
+        schedule: The ascent schedule of the run.
 
     Raises:
         FileNotFoundError: If there is no card at `path`.
@@ -253,10 +253,10 @@ def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> 
 
 
 def card_at(path: Path) -> ModelCard:
-    """Return the model card in a file.
+    """Load a model card from a file.
 
     Raises:
-        ValueError: If there is none, or its metadata are damaged.
+        ValueError: If there is none, or its metadata are invalid.
     """
     if not path.is_file():
         raise ValueError(
@@ -274,7 +274,7 @@ def card_at(path: Path) -> ModelCard:
 
 
 def add_sharpness_to_card(path: Path, section: str) -> None:
-    """Put the section "How sharp" into a model card file, in place of an older one.
+    """Add the section "How sharp" to a model card file, replacing an older one.
 
     Args:
         path: The card.
@@ -291,5 +291,5 @@ def add_sharpness_to_card(path: Path, section: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """An enum's value rather than its Python name."""
+    """Return an enum's value instead of its Python name."""
     return getattr(value, "value", value)

@@ -1,5 +1,5 @@
-"""One optimizer step: its micro-batches, what both passes begin from, what is counted and logged.
+"""Provides the parts of one optimizer step: inputs, random state, buffers, counters and the log.
 
-Each file keeps one promise of the step (the same draws, the same buffers, counters that count
-once), and the trainer calls them in order. None of them may depend on the engine.
+Each file ensures one property of the step (the same random draws in both passes, the same buffers,
+counters that count once) for `trainer.py` to use, and none may depend on the engine.
 """

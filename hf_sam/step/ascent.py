@@ -1,4 +1,4 @@
-"""How a run ascends: its method with what that keeps, and which parameters move."""
+"""The ascent of a run: its method with the method's state, and the parameters it perturbs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ Params = Mapping[str, Tensor]  # the trainable parameters by name
 
 
 class Ascent:
-    """From gradients to the perturbation, and to the gradient that is descended along."""
+    """Computes the perturbation from the clean gradient, and the gradient for the descent."""
 
     def __init__(
         self,
@@ -27,16 +27,16 @@ class Ascent:
         gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         engine: Engine | type[Engine] = Engine,
     ) -> None:
-        """Choose the method.
+        """Set up the method that the settings name.
 
         Args:
             sam: SAM's settings.
-            model: Unwrapped.
+            model: The model, unwrapped.
             gather: Stacks the tensors of all ranks along the first dimension.
             engine: Says how the passes round the weights.
 
         Raises:
-            ValueError: If the settings name what the model does not have.
+            ValueError: If `perturb` names modules that the model does not have.
         """
         self.name, self.method = sam.method, sam.chosen_method
         self.memory: Memory = {}
@@ -50,7 +50,7 @@ class Ascent:
         return clean_grad if self.method.keeps_clean_grad else self._of_moved(params, clean_grad)
 
     def kept(self, clean_grad: Vector) -> list[Tensor | None] | None:
-        """Return a copy of the clean gradient, if the method's `finish` needs it."""
+        """Return a copy of the clean gradient if the method's `finish` needs it, else None."""
         if not self.method.keeps_clean_grad:
             return None
         return [None if grad is None else grad.clone() for grad in clean_grad]
@@ -64,11 +64,11 @@ class Ascent:
             params: The trainable parameters by name.
             clean_grad: Aligned with them. Consumed.
             rho: The radius at this step.
-            scale: What the mean loss was multiplied by before the backward pass.
+            scale: Factor by which the mean loss was multiplied before the backward pass.
 
         Returns:
             The perturbation, aligned with `params`, and the L2 norm of the gradient of the mean
-            loss in the parameters that move, of shape ().
+            loss in the perturbed parameters, of shape ().
         """
         clean_grad = self._of_moved(params, clean_grad)
         scaled_norm = gradient_norm(clean_grad)
@@ -85,11 +85,11 @@ class Ascent:
     def from_memory(
         self, params: Params, state: Mapping[Any, Any], *, rho: float
     ) -> list[Tensor | None]:
-        """Return the perturbation of a method that makes no clean pass; none where rho is 0.
+        """Return the perturbation of a method without a clean pass; all None where rho is 0.
 
         Args:
             params: The trainable parameters by name.
-            state: The base optimizer's, by parameter.
+            state: The base optimizer's state, by parameter.
             rho: The radius at this step.
         """
         if rho == 0:
@@ -100,11 +100,11 @@ class Ascent:
         return perturbation
 
     def finish(self, params: Params, clean_grad: Vector | None) -> None:
-        """Let the method change the descent gradient in `p.grad`, which is that of the whole batch.
+        """Let the method change the descent gradient of the effective batch, in `p.grad`.
 
         Args:
             params: The trainable parameters by name.
-            clean_grad: Of a step that has ascended, if the method keeps it; else None.
+            clean_grad: The clean gradient, if the method keeps it and the step has ascended.
         """
         self.method.finish(params, clean_grad, self.memory)
 
@@ -133,7 +133,7 @@ class Ascent:
         )
 
     def _note_fidelity(self, params: Params, perturbation: Vector) -> None:
-        """Note what rounding leaves of a perturbation; at the first one, warn or stop."""
+        """Measure the fidelity of a perturbation; warn or raise if the first one's is low."""
         dtype = self._engine.pass_dtype
         if self.fidelity is not None or not is_low_precision(params.values(), dtype):
             return
@@ -141,7 +141,7 @@ class Ascent:
         if not self._is_fidelity_known:
             device = next(iter(params.values())).device
             of_ranks = self._gather(fidelity.to(device).unsqueeze(0))
-            if not of_ranks.isnan().any():  # or wait for a perturbation to judge by
+            if not of_ranks.isnan().any():  # else wait for a perturbation that can be judged
                 remedy, allowed = self._engine.float32_remedy, self._sam.allow_rounded_perturbation
                 require_fidelity(of_ranks, remedy=remedy, allowed=allowed)
                 self._is_fidelity_known = True

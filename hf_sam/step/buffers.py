@@ -1,4 +1,4 @@
-"""The buffers of modules, remembered at one moment and put back at another."""
+"""Snapshots of modules' buffers, such as running statistics, and restoring them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-# torch's kernels change these without counting it in the tensor's version.
+# torch's kernels change these without increasing the tensor's version counter.
 UNCOUNTED = frozenset({"running_mean", "running_var"})
 
-# Buffers of so many entries are worth being watched in place of being copied.
+# Buffers of at least this many entries are worth watching for changes instead of copying.
 LARGE = 2**16
 
 Bound = dict[str, Tensor | None]  # a module's buffers by name
@@ -18,14 +18,14 @@ Bound = dict[str, Tensor | None]  # a module's buffers by name
 
 @contextmanager
 def running_stats_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what the block does to running statistics, by copying them back.
+    """Context manager that restores running statistics, and all other buffers, on exit.
 
-    All buffers are kept, not only those of known normalisation layers: batch counts, spectral
-    norms and moving codebooks are spoilt by a second pass as well. Setting a momentum to 0 instead
-    would still count batches and would let one overflow turn a running mean into NaN.
+    All buffers, because a second pass also corrupts batch counts, spectral norms and moving
+    codebooks. Setting a momentum to 0 instead would still count batches, and one overflow would
+    turn a running mean into NaN.
 
     Args:
-        model: The model whose buffers are to be kept.
+        model: The model whose buffers are restored.
 
     Yields:
         Nothing. Memory: one copy of the buffers.
@@ -36,7 +36,7 @@ def running_stats_kept(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Copy:
-    """A buffer and its values at one moment."""
+    """A buffer and a copy of its values at one moment."""
 
     buffer: Tensor
     values: Tensor  # of the buffer's shape at that moment
@@ -44,40 +44,40 @@ class _Copy:
 
     @property
     def is_of_now(self) -> bool:
-        """Whether nothing that torch counts has been done to the buffer since."""
+        """Whether the buffer's version counter and shape are unchanged since."""
         return self.buffer._version == self.version and self.buffer.shape == self.values.shape
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All buffers at one moment; what did not change between two snapshots they share."""
+    """All buffers at one moment; snapshots share the copies of buffers that have not changed."""
 
-    bound: dict[int, tuple[Bound, Bound]]  # a module's own dictionary by id, and what was in it
+    bound: dict[int, tuple[Bound, Bound]]  # by id: a module's dictionary of buffers, its entries
     copies: dict[int, _Copy]  # by the buffer's id
 
 
 class Buffers:
-    """The buffers of some modules, and copies of them.
+    """Takes and restores snapshots of the buffers of some modules.
 
-    Until `look` has seen a pass, every snapshot copies all buffers. From then on large ones that
-    the pass has left alone (a mask, a table of positions) are copied again only when torch has
-    counted a change. Small ones always are: a write through `.data` is not counted.
+    Until `look` has seen a pass, every snapshot copies all buffers. After that, large buffers that
+    the pass did not change (a mask, a table of positions) are copied again only if their version
+    counter has increased. Small ones always are, as a write through `.data` does not increase it.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        """Remember nothing yet.
+        """Find the buffers; nothing is copied yet.
 
         Args:
-            modules: Those whose own buffers are meant.
+            modules: All modules, as each gives its own buffers only.
         """
         self._owners: list[Bound] = [module._buffers for module in modules]
-        self._now: dict[int, _Copy] = {}  # the copies that were made or put back last
+        self._now: dict[int, _Copy] = {}  # by id: the copies made or restored last
         self._is_seen = False  # whether `look` has seen a pass
-        self._still: dict[int, Tensor] = {}  # buffers that change only when torch counts it, by id
+        self._still: dict[int, Tensor] = {}  # by id: buffers whose version shows every change
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Remember, and put back on leaving."""
+        """Context manager that restores the buffers on exit."""
         before = self.snapshot()
         try:
             yield
@@ -86,7 +86,7 @@ class Buffers:
 
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
-        """Return the buffers as they are now. Memory: a copy of those that may have changed."""
+        """Return a snapshot of the buffers. Memory: a copy of those that may have changed."""
         bound = {id(own): (own, dict(own)) for own in self._owners if own}
         buffers = {id(b): b for own in self._owners for b in own.values() if b is not None}
         copies = {}
@@ -104,7 +104,7 @@ class Buffers:
 
     @torch.no_grad()
     def put_back(self, snapshot: Snapshot) -> None:
-        """Bind the tensors of a snapshot again and give them their values, any number of times."""
+        """Restore a snapshot, both the tensors and their values; works any number of times."""
         for own in self._owners:
             if own and id(own) not in snapshot.bound:
                 own.clear()
@@ -123,10 +123,10 @@ class Buffers:
         self._now = snapshot.copies
 
     def look(self, before: Snapshot) -> None:
-        """See once which large buffers passes have left alone; waits for the device.
+        """Find, once, the large buffers that passes do not change; synchronises with the device.
 
         Args:
-            before: Their values before the passes.
+            before: Snapshot from before the passes.
         """
         if self._is_seen:
             return
@@ -138,12 +138,12 @@ class Buffers:
         self._is_seen = True
 
     def _is_known(self, copy: _Copy) -> bool:
-        """Whether a buffer surely has the values of a copy of it."""
+        """Whether a buffer certainly still has the values of its copy."""
         return self._still.get(id(copy.buffer)) is copy.buffer and copy.is_of_now
 
 
 def _is_writable(buffer: Tensor) -> bool:
-    """Nothing writes in place into an expanded or packed tensor, or into one of inference mode."""
+    """Whether a buffer can change in place; expanded, packed and inference-mode tensors cannot."""
     is_packed = buffer.is_nested or type(buffer).__torch_dispatch__ is not Tensor.__torch_dispatch__
     if is_packed or buffer.layout not in (torch.strided, torch.sparse_coo):
         return False

@@ -1,4 +1,4 @@
-"""What SAM would train wrongly is refused when training starts: the facts of a Trainer."""
+"""Checks at the start of training, which reject what SAM cannot train correctly."""
 
 import inspect
 from typing import Any
@@ -21,21 +21,21 @@ from .parts import UNNAMED, Parts
 
 logger = logging.get_logger(__name__)
 
-# trl's, whose batches hold two halves that belong together
+# trl's trainers whose batches hold the two examples of a pair in different halves
 PAIRING = frozenset(
     {"DPOTrainer", "RewardTrainer", "CPOTrainer", "ORPOTrainer", "KTOTrainer", "TPOTrainer"}
 )
 
 
 def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
-    """Refuse what can be known before the model is prepared.
+    """Reject what is known to be unsupported before the model is prepared.
 
     Args:
-        trainer: About to train.
-        sam: Its settings.
+        trainer: The Trainer, about to train.
+        sam: SAM's settings.
 
     Raises:
-        ValueError: Saying what cannot be had and what to use instead.
+        ValueError: With what is unsupported and what to use instead.
     """
     sam.require_valid_fields()
     uncut = why_uncut(trainer)
@@ -65,16 +65,16 @@ def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
 
 
 def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Parts) -> None:
-    """Refuse what only the prepared model shows.
+    """Reject what only the prepared model shows to be unsupported.
 
     Args:
-        trainer: About to train.
-        sam: Its settings.
-        model: As the backend has wrapped it.
-        parts: Its own.
+        trainer: The Trainer, about to train.
+        sam: SAM's settings.
+        model: The model as the backend has wrapped it.
+        parts: The parts of the model.
 
     Raises:
-        ValueError: Saying what cannot be had and what to use instead.
+        ValueError: With what is unsupported and what to use instead.
     """
     ranks = trainer.accelerator.num_processes
     accumulation = trainer.args.gradient_accumulation_steps
@@ -95,7 +95,7 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
             "SAM must find a parameter that is trained, got a model whose parameters are all "
             "frozen: set `requires_grad` of some, as for the plain Trainer."
         )
-    if optimizer is not None:  # a training step may be made outside of a training
+    if optimizer is not None:  # there is none in a training step outside of `train()`
         require_descent_only(optimizer)
     _check_outside(sam, parts, ranks)
     if is_global:
@@ -111,7 +111,7 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
 
 
 def _check_outside(sam: SAMArguments, parts: Parts, ranks: int) -> None:
-    """Refuse, or say, what cannot be had for parameters that only the optimizer knows."""
+    """Reject or warn of what is unsupported for parameters that only the optimizer holds."""
     unnamed = [name for name in parts.outside if name.startswith(f"trainer.{UNNAMED}.")]
     if sam.adaptive and unnamed:
         raise ValueError(
@@ -132,7 +132,7 @@ def _check_outside(sam: SAMArguments, parts: Parts, ranks: int) -> None:
 
 
 def require_descent_only(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a ValueError for an optimizer that makes passes of its own, SAM of others included."""
+    """Raise a ValueError for an optimizer that makes its own passes, such as another SAM."""
     kind = type(optimizer)
     closure = inspect.signature(kind.step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is closure.empty
@@ -145,16 +145,16 @@ def require_descent_only(optimizer: torch.optim.Optimizer) -> None:
 
 
 def leave_evaluation(optimizer: Any) -> None:
-    """Have an optimizer that moves the weights for evaluations move them back before a pass."""
+    """Put an optimizer that swaps weights for evaluations (schedule-free) into training mode."""
     if isinstance(optimizer, AcceleratedOptimizer):
         optimizer.train()
 
 
 def require_called(trainer: Any, mixin: type, *, is_called: bool | None) -> None:
-    """Raise a ValueError if an optimizer step has passed without SAM's `training_step`.
+    """Raise a ValueError if an optimizer step was made without SAM's `training_step`.
 
     Args:
-        trainer: In training.
+        trainer: The Trainer, while it trains.
         mixin: Whose `training_step` should have been called.
         is_called: Whether it was; None before the first step.
     """
@@ -180,7 +180,7 @@ def _kinds(trainer: Trainer) -> frozenset[str]:
 
 
 def why_uncut(trainer: Trainer) -> str | None:
-    """Say what keeps the first rows of a micro-batch from being its first examples, if anything."""
+    """Return why the rows of a micro-batch are not its examples, or None if they are."""
     pairing, collator = PAIRING & _kinds(trainer), trainer.data_collator
     if pairing:
         return f"a {min(pairing)}, which stacks pairs of them"
@@ -190,7 +190,7 @@ def why_uncut(trainer: Trainer) -> str | None:
 
 
 def _backend(trainer: Trainer) -> str:
-    if is_sagemaker_mp_enabled():  # of which accelerate knows nothing
+    if is_sagemaker_mp_enabled():  # which accelerate does not report
         return "SAGEMAKER_MP"
     if trainer.accelerator.is_fsdp2:
         return "FSDP2"

@@ -1,4 +1,4 @@
-"""What a pass counts beside its gradient: attributes that `counted_once` names, and log entries."""
+"""Counters that each pass increases: attributes named in `counted_once`, and log entries."""
 
 import copy
 from collections import deque
@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from .holders import Holders, attributes
 
-# By holder's id and attribute's name: the holder, and what it has there.
+# By the holder's id and the attribute's name: the holder, and the attribute's value.
 Values = dict[tuple[int, str], tuple[Any, Any]]
 STATE = (bool, int, float, complex, str, Tensor, np.ndarray, list, tuple, dict, set)
 
 
 class Counted:
-    """Attributes that count one of two passes, on the trainer, on loss functions and on modules."""
+    """Attributes of the trainer, loss functions and modules that must count only one pass."""
 
     def __init__(self, holders: Holders, names: Iterable[str], shared: Iterable[object]) -> None:
-        """Say where to look; a pass may make an attribute later.
+        """Find the objects that may have such attributes; a pass may create one later.
 
         Args:
-            holders: Those of the attributes. Each may have a `counted_once` too.
-            names: Of attributes, whoever has them. One that is a module stands for all that the
-                module and those within it count.
+            holders: The objects. Each may also have a `counted_once` of its own.
+            names: Names of attributes of any of them. An attribute that is a module stands for all
+                counters of the module and its submodules.
             shared: Parameters, modules and generators, which are never copied.
         """
         names = frozenset(names)
@@ -34,11 +34,11 @@ class Counted:
         self._owners = [
             (owner, names.union(counted_by(owner)))
             for owner in owners
-            if not _is_torchs(owner) or names & vars(owner).keys()  # a layer counts nothing itself
+            if not _is_torchs(owner) or names & vars(owner).keys()  # torch's layers count nothing
         ]
 
     def now(self) -> Values:
-        """Return what the attributes are now, themselves and no copies."""
+        """Return the attributes' current values, not copied."""
         found: Values = {}
         for owner, names in self._owners:
             own, modules = vars(owner), vars(owner).get("_modules", {})
@@ -50,11 +50,11 @@ class Counted:
         return found
 
     def copied(self) -> Values:
-        """Return copies of what the attributes are now."""
+        """Return copies of the attributes' current values."""
         return {place: (owner, self._copy(x)) for place, (owner, x) in self.now().items()}
 
     def put(self, values: Values) -> None:
-        """Bind the attributes to these values, and unbind those that had none."""
+        """Set the attributes to these values, and delete those that are not among them."""
         for place, (owner, _) in self.now().items():
             if place not in values:
                 del owner.__dict__[place[1]]
@@ -66,7 +66,7 @@ class Counted:
             return value.detach().clone()
         if type(value) in (list, tuple):
             return type(value)(map(self._copy, value))
-        if isinstance(value, dict | deque):  # of its kind: a default, an order, a length
+        if isinstance(value, dict | deque):  # keeps a default factory, an order, a length
             copied = copy.copy(value)
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 copied[key] = self._copy(item)
@@ -75,7 +75,7 @@ class Counted:
 
 
 def counted_by(holder: object) -> Iterable[str]:
-    """Return the names in the `counted_once` that an object or its class has."""
+    """Return the names in the `counted_once` of an object or of its class."""
     own: Iterable[str] | None = vars(holder).get("counted_once")
     return getattr(type(holder), "counted_once", ()) if own is None else own
 
@@ -85,7 +85,7 @@ def _is_torchs(owner: object) -> bool:
 
 
 def _within(module: nn.Module | None) -> Values:
-    """Return the attributes of a module, and of those within it, that may count something."""
+    """Return the attributes of a module and its submodules that may be counters."""
     return {
         (id(each), name): (each, value)
         for each in ([] if module is None else module.modules())
@@ -96,7 +96,7 @@ def _within(module: nn.Module | None) -> Values:
 
 @contextmanager
 def unlogged(trainer: Any) -> Iterator[None]:
-    """Drop what the block logs by `trainer.log`, also where a subclass or the user replaced it."""
+    """Context manager that drops what is logged by `trainer.log`, even if that was replaced."""
     own = vars(trainer)
     replaced = {"log": own["log"]} if "log" in own else {}
     own["log"] = lambda *args, **kwargs: None

@@ -1,20 +1,20 @@
-"""Recognise a Trainer that generates texts while it trains: a second pass would see other ones."""
+"""Detects Trainers that generate text while training, where the second pass would see new text."""
 
 import inspect
 from collections.abc import Iterator
 from types import CodeType
 
-# Where a Trainer makes its batches and its losses.
+# The methods in which a Trainer makes its batches and its losses.
 BEGINNINGS = ("get_train_dataloader", "_prepare_inputs", "training_step", "compute_loss")
-# What is called to generate, and what trl's trainers take texts from that are generated meanwhile.
+# Names in code that generates, or (in trl) takes text that is generated in parallel.
 SIGNS = frozenset({"generate", "rollout_queue"})
 
 
 def generates(kind: type) -> bool:
-    """Say whether methods of a class that lead to its batches or losses call `generate`.
+    """Return whether the methods that make a class's batches or losses generate text.
 
-    Judged by the names in their code, from method to method: what transformers' own classes do is
-    not looked at, and an evaluation may generate.
+    Judged by the names in their code, followed from method to method. The classes of transformers
+    are skipped, and an evaluation may generate.
 
     Args:
         kind: A subclass of Trainer.
@@ -32,7 +32,7 @@ def generates(kind: type) -> bool:
 
 
 def _codes(kind: type, name: str) -> Iterator[CodeType]:
-    """Yield the code of each method of a name, of a class and those it is made from."""
+    """Yield the code of a method in a class and in its bases."""
     for base in kind.__mro__:
         if name in vars(base) and not base.__module__.startswith("transformers."):
             method = vars(base)[name]

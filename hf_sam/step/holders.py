@@ -1,4 +1,4 @@
-"""Who holds what a training step may change: modules, the loss function, the trainer itself."""
+"""Objects with state that a training step may change: modules, loss functions, the trainer."""
 
 import functools
 import sys
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from .replay import Generator, is_generator
 
-# Objects of these hold nothing of a pass, or what they hold is known.
+# Objects from these packages have no state that a pass changes, or it is handled elsewhere.
 LIBRARIES = sys.stdlib_module_names | {"torch", "transformers", "accelerate", "datasets", "numpy"}
 LIBRARIES |= {__name__.partition(".")[0], "deepspeed"}
-# Attributes of a Trainer that no pass keeps anything in; the model is looked at first.
+# Attributes of a Trainer that no pass changes.
 NOT_IN_A_PASS = frozenset(
     {"train_dataset", "eval_dataset", "data_collator", "callback_handler", "_last_inputs"}
 )
-# Modules of these count their own passes.
+# Modules from these packages count their own passes.
 WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch._dynamo.", "deepspeed.")
-DEPTH = 3  # of containers and objects within each other
-MOST = 64  # entries of a container that are looked at
+DEPTH = 3  # levels of nested containers and objects that are searched
+MOST = 64  # entries of a container that are searched
 OWN_OF_MODULES = frozenset(vars(nn.Module()))
 SEQUENCES = (list, tuple, deque, set, frozenset)
 CALLABLES = (functools.partial, types.MethodType, types.FunctionType)
@@ -32,20 +32,20 @@ CONTAINERS = (Mapping, *SEQUENCES, *CALLABLES)
 
 @dataclass
 class Holders:
-    """What was found from a model and its trainer on."""
+    """Everything that may have state, found by searching a model and its trainer."""
 
-    modules: dict[str, nn.Module] = field(default_factory=dict)  # the model's and all others
-    objects: dict[str, object] = field(default_factory=dict)  # others: the trainer, a loss function
+    modules: dict[str, nn.Module] = field(default_factory=dict)  # by name, all of them
+    objects: dict[str, object] = field(default_factory=dict)  # by name: the trainer, loss functions
     generators: list[Generator] = field(default_factory=list)
     names: dict[Tensor, str] = field(default_factory=dict)  # of parameters
 
     @classmethod
     def of(cls, model: nn.Module, trainer: object) -> "Holders":
-        """Look through a model and all that a trainer holds: in attributes, classes and closures.
+        """Search a model and all that a trainer holds: in attributes, classes and closures.
 
         Args:
-            model: Unwrapped. Its own modules have no name before theirs.
-            trainer: Its attributes' names stand before the names of what they hold.
+            model: The model, unwrapped. The names of its modules get no prefix.
+            trainer: The name of an attribute is the prefix of the names of what it holds.
         """
         found = cls()
         seen: set[int] = set()
@@ -57,7 +57,7 @@ class Holders:
         return found
 
     def attributes(self) -> Iterator[tuple[str, object, dict[str, Any]]]:
-        """Yield name, holder and plain attributes: no modules, parameters or buffers."""
+        """Yield name, object and plain attributes (no modules, parameters or buffers) of each."""
         for name, holder in [*self.objects.items(), *self.modules.items()]:
             own = attributes(holder)
             is_trainer = name == "trainer"
@@ -89,7 +89,7 @@ class Holders:
             self._visit_all(name, inner, seen, depth)
 
     def _visit_class(self, name: str, kind: type, seen: set[int], depth: int) -> None:
-        """Look through class variables and what methods close over, of the user's own classes."""
+        """Search class variables and the closures of methods, in the user's own classes."""
         for base in kind.__mro__:
             if id(base) not in seen and _is_users(base):
                 seen.add(id(base))
@@ -101,13 +101,13 @@ class Holders:
 
 
 def attributes(holder: object) -> dict[str, Any]:
-    """Return an object's own attributes; of a module those that `nn.Module` does not know."""
+    """Return an object's own attributes; for a module, without those of `nn.Module`."""
     own = getattr(holder, "__dict__", {})
     if not isinstance(holder, nn.Module):
         return dict(own)
     if type(holder).__module__.startswith(WRAPPERS):
         return {}
-    # torch's older spectral norm and pruning make `weight` anew of `weight_orig` in each pass
+    # torch's older spectral norm and pruning compute `weight` from `weight_orig` in each pass
     made = {name.removesuffix("_orig") for name in holder._parameters if name.endswith("_orig")}
     return _without(own, OWN_OF_MODULES | made)
 
@@ -117,7 +117,7 @@ def _without(own: dict[str, Any], names: Set[str]) -> dict[str, Any]:
 
 
 def _inner(value: Any) -> dict[str, Any]:
-    """Return what a container, a callable or an object of the user's own class holds, by name."""
+    """Return the contents of a container, a callable or an object of a user's class, by name."""
     if isinstance(value, Mapping):
         return {str(key): item for key, item in islice(value.items(), MOST)}
     if isinstance(value, SEQUENCES):

@@ -1,4 +1,4 @@
-"""The same inputs for both passes, also of a model or a loss that changes them in place."""
+"""Copies of a micro-batch's inputs, so that both passes see the same ones."""
 
 import copy
 from dataclasses import replace
@@ -11,14 +11,14 @@ from .window import MicroBatch
 
 
 def copied(micro_batch: MicroBatch) -> MicroBatch:
-    """Return a copy for the first of two passes, of all that the inputs hold.
+    """Return a copy of a micro-batch and all of its inputs, for the first of two passes.
 
-    Always, as a mixup or a mask may be drawn for some batches only: once a batch has been changed
-    it is too late. Costs a copy of the inputs in memory, for the length of the pass.
+    Needed always, as a model may change the inputs in place for some batches only (mixup, masking).
+    Costs a copy of the inputs in memory, for the duration of the pass.
     """
     known: dict[int, Any] = {}
 
-    def clone(tensor: Tensor) -> None:  # where deepcopy would copy all that a view is cut from
+    def clone(tensor: Tensor) -> None:  # deepcopy would copy the whole storage of a view
         known[id(tensor)] = tensor.clone()
 
     recursively_apply(clone, micro_batch.inputs)

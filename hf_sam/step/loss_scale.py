@@ -1,4 +1,4 @@
-"""What the Trainer multiplies a loss by before backward, to be taken out of a gradient's norm."""
+"""The factor by which the Trainer scales a loss before backward, to remove it from norms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from .window import Window
 
 
 def loss_scale(trainer: Trainer, window: Window) -> Tensor | float:
-    """Return what multiplied the mean loss over the group that shares a perturbation.
+    """Return the factor by which the mean loss of the group that shares a perturbation is scaled.
 
-    The cases are those in which the plain training step divides a loss, or scales it for fp16.
+    The cases are those in which the Trainer's training step divides a loss, or scales it for fp16.
 
     Args:
-        trainer: Whose settings decide.
-        window: Whose `group` has had its clean passes.
+        trainer: The Trainer, whose settings decide.
+        window: The window; its `group` has had its clean passes.
 
     Returns:
         A number, or a scalar of shape () on the device.
@@ -38,7 +38,7 @@ def _share_of_window(trainer: Trainer, window: Window) -> Tensor | float:
     if not is_scaled:
         return len(group) / window.length
     if count is None or not all("labels" in micro_batch.inputs for micro_batch in group):
-        return float(len(group))  # means that a compute_loss_func left as they are
+        return float(len(group))  # of means, which compute_loss_func has not divided
     if window.scope == "global":
         return 1.0
     counts = [count_items(trainer, micro_batch.inputs) for micro_batch in group]
@@ -48,7 +48,7 @@ def _share_of_window(trainer: Trainer, window: Window) -> Tensor | float:
 
 
 def count_items(trainer: Trainer, inputs: Mapping[str, Any]) -> Tensor:
-    """Count one micro-batch's label items, of shape (), as the Trainer does over a window."""
+    """Count the label items of a micro-batch as the Trainer does for a window, of shape ()."""
     labels = inputs.get("shift_labels")
     if labels is None:
         labels = inputs["labels"][..., 1:] if trainer._loss_shifts_labels else inputs["labels"]

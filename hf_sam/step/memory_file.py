@@ -1,4 +1,4 @@
-"""What a method keeps between steps, in a file of its own in the checkpoint."""
+"""The checkpoint file for the state that a method keeps between steps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +18,11 @@ MEMORY_FILE = "sam_memory.safetensors"
 
 
 def save_memory(ascent: Ascent, folder: str, *, writes: bool) -> None:
-    """Write what a method has kept, whole also where it is sharded; nothing if that is nothing.
+    """Write a method's state, gathered if it is sharded; write no file if there is none.
 
     Args:
-        ascent: Of the run.
-        folder: The checkpoint's.
+        ascent: The ascent of the run.
+        folder: The checkpoint.
         writes: Whether this rank writes. All ranks must call: shards are gathered.
     """
     path, whole = Path(folder, MEMORY_FILE), {}
@@ -37,15 +37,15 @@ def save_memory(ascent: Ascent, folder: str, *, writes: bool) -> None:
 
 
 def load_memory(ascent: Ascent, folder: str | None, params: Mapping[str, Tensor]) -> None:
-    """Read what the method had kept, laid out as the parameters are.
+    """Read a method's state, laid out as the parameters are.
 
-    Without a file the method begins anew, as at the start of a training, with a warning; so it does
-    if the file is another method's.
+    Without a file, or with that of another method, the method starts with empty state, with a
+    warning.
 
     Args:
-        ascent: Of the run; changed.
-        folder: The checkpoint's; None where training begins.
-        params: All of the model, by name. What belongs to none of them is left out.
+        ascent: The ascent of the run; updated.
+        folder: The checkpoint; None where training begins.
+        params: All parameters of the model, by name. State for other names is skipped.
 
     Raises:
         ValueError: If the file cannot be read.
@@ -76,7 +76,7 @@ def load_memory(ascent: Ascent, folder: str | None, params: Mapping[str, Tensor]
 
 @torch.no_grad()
 def _like(param: Tensor, kept: Tensor) -> Tensor:
-    """In the strides of the parameter too, on which the order of a sum depends."""
+    """Return a copy with the parameter's layout and strides, on which the order of sums depends."""
     if isinstance(param, DTensor):
         placed = kept.to(param.device, param.dtype)
         return distribute_tensor(placed, param.device_mesh, param.placements)

@@ -1,4 +1,4 @@
-"""What the steps of a run take beyond one forward-backward pass, measured without waiting."""
+"""SAM's overhead: the time of training steps beyond one forward-backward pass."""
 
 import math
 import time
@@ -14,17 +14,17 @@ logger = logging.get_logger(__name__)
 
 
 class Overhead:
-    """Sums the time of training steps, less that of the one pass that any Trainer makes.
+    """Sums the time of training steps minus that of the one pass that any Trainer makes.
 
-    On an accelerator the times are those of its own queue: the marks lie in the stream of its work,
-    and are read when it has passed them.
+    On an accelerator it is measured by events in the device's stream, which are read after they
+    have completed, without synchronising.
     """
 
     def __init__(self, device: torch.device) -> None:
         """Start at zero.
 
         Args:
-            device: That the model computes on.
+            device: The device of the model.
         """
         self._device = device
         self._pending: deque[tuple[int, Any, Any]] = deque()  # sign, begin, end
@@ -32,21 +32,21 @@ class Overhead:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Count the block: a whole training step with SAM."""
+        """Context manager that adds the time of the block: a whole training step with SAM."""
         yield from self._count(1)
 
     @contextmanager
     def plain_pass(self) -> Iterator[None]:
-        """Do not count the block: the pass over all examples that the base optimizer needs too."""
+        """Context manager that subtracts the time of the block: the pass of any Trainer."""
         yield from self._count(-1)
 
     def of(self, runtime: float, *, allowed: float | None = None) -> float:
-        """Return a run's time over that without what was counted; waits for the device.
+        """Return a run's time divided by its time without SAM's part; synchronises.
 
         Args:
             runtime: In seconds.
-            allowed: What it was to be, by passes over shares of micro-batches. More than twice
-                as much beyond 1 is warned of.
+            allowed: The limit that was planned for, in passes. Warns if the part of the result
+                above 1 is more than twice that of the limit.
         """
         if self._pending:
             self._pending[-1][2].synchronize()

@@ -1,4 +1,4 @@
-"""What a training step works on, which it needs several times and which takes long to find."""
+"""The parts of a model that a training step works on (parameters, buffers), found and cached."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from .counted import Counted, Values, unlogged
 from .holders import Holders
 from .replay import RandomState, random_state
 
-UNNAMED = "optimizer"  # before the number of a parameter that nothing else holds
+UNNAMED = "optimizer"  # prefix of the number of a parameter that only the optimizer holds
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a pass begins from, beside the weights: both passes of a micro-batch from the same."""
+    """The state, besides the weights, in which both passes of a micro-batch begin."""
 
     draws: RandomState
     buffers: Snapshot
@@ -28,30 +28,30 @@ class Start:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained and what a pass changes. To find it takes as long as a small pass."""
+    """What is trained and what a pass changes. Finding it takes as long as a small pass."""
 
-    params: dict[str, Tensor]  # all of the model by the names they have in it, and `outside`
-    outside: dict[str, Tensor]  # that the optimizer holds beside the model's
-    others: list[Tensor]  # that something else trains, as an optimizer in a callback
+    params: dict[str, Tensor]  # all of the model, by their names in it, and `outside`
+    outside: dict[str, Tensor]  # in the optimizer, but not in the model
+    others: list[Tensor]  # trained by something else, e.g. an optimizer in a callback
     watched: dict[str, Tensor]  # all parameters that a pass can reach, trained or not
-    devices: set[torch.device]  # that parameters lie on
+    devices: set[torch.device]  # of the parameters
     engine: Engine
     holders: Holders
     buffers: Buffers  # of all modules that a pass can reach
     counted: Counted
-    trainable: dict[str, Tensor] = field(default_factory=dict)  # by `at_this_step`
+    trainable: dict[str, Tensor] = field(default_factory=dict)  # set by `at_this_step`
     weights: Weights = field(default_factory=dict)  # likewise: what the engine moves of them
 
     @classmethod
     def of(
         cls, model: nn.Module, trainer: Any, engine: Engine, optimized: Iterable[Tensor]
     ) -> Self:
-        """Look through a model and what its trainer holds.
+        """Search a model and what its trainer holds.
 
         Args:
-            model: As it is trained, wrapped and compiled.
-            trainer: With `counted_once`.
-            engine: Of the model.
+            model: The model as it is trained, wrapped and compiled.
+            trainer: The Trainer, with `counted_once`.
+            engine: The engine that has prepared the model.
             optimized: The optimizer's parameters.
         """
         bare = trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -77,25 +77,25 @@ class Parts:
         )
 
     def at_this_step(self) -> Self:
-        """Return them with what is trained now: parameters may be frozen and thawed."""
+        """Return the parts with what is trainable now: parameters may be frozen and unfrozen."""
         trainable = {name: param for name, param in self.params.items() if param.requires_grad}
         return replace(self, trainable=trainable, weights=self.engine.weights(trainable))
 
     def start(self, buffers: Snapshot | None = None) -> Start:
-        """Remember what the next pass begins from.
+        """Return the state in which the next pass begins.
 
         Args:
-            buffers: Where a snapshot of this moment is there already.
+            buffers: A snapshot of this moment, if there is one already.
         """
         draws = random_state(self.devices, self.holders.generators)
         return Start(draws, buffers or self.buffers.snapshot(), self.counted.copied())
 
     @contextmanager
     def undone(self, start: Start) -> Iterator[None]:
-        """Begin the block at a start, undo what it changes and counts, and drop what it logs.
+        """Context manager that runs the block from a start, undoes its changes and drops its log.
 
         Args:
-            start: Where both are put back to; its draws are `replayed`.
+            start: The buffers and counters to begin with; `replayed` takes its random draws.
         """
         buffers, counted = self.buffers.snapshot(), self.counted.now()
         try:
@@ -111,7 +111,7 @@ class Parts:
 def _outside(
     known: dict[str, Tensor], holders: Holders, optimized: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """Name the parameters that an optimizer holds beside the known ones."""
+    """Return, by name, the optimizer's parameters that are not among the known ones."""
     ids = {id(param) for param in known.values()}
     found = [(i, param) for i, param in enumerate(optimized) if id(param) not in ids]
     names = {f"trainer.{holders.names.get(p, f'{UNNAMED}.{i}')}": p for i, p in found}
@@ -120,24 +120,24 @@ def _outside(
 
 
 class Walk:
-    """Remembers the parts of a model while it has the same modules and optimized parameters."""
+    """Caches the parts of a model until its modules or the optimizer's parameters change."""
 
     def __init__(self) -> None:
-        """Remember nothing yet."""
-        self._modules: list[nn.Module] = []  # held, so that no other can take the place of one
+        """Begin with an empty cache."""
+        self._modules: list[nn.Module] = []  # held, so that no new module gets the id of one
         self._ids: list[int] = []
         self._parts: Parts | None = None
 
     def forget(self) -> None:
-        """Look anew at the next step: the first one may have made modules and generators."""
+        """Search again at the next step: the first one may have created modules and generators."""
         self._parts = None
 
     def parts_of(self, model: nn.Module, trainer: Any) -> Parts:
-        """Return the parts of a model, and look for them only if they may have changed.
+        """Return the parts of a model; search only if they may have changed.
 
         Args:
             model: The prepared model.
-            trainer: With its optimizer; without one they are looked for each time.
+            trainer: The Trainer with its optimizer; without one, every call searches.
         """
         engine = engine_of(model) if self._parts is None else self._parts.engine
         optimizer = trainer.optimizer
@@ -149,6 +149,6 @@ class Walk:
         return self._parts.at_this_step()
 
     def _ids_of(self, model: nn.Module, optimized: list[Tensor]) -> list[int]:
-        """Say what the parts depend on, more quickly than `model.modules()` finds them."""
+        """Return ids by which a change is noticed, faster than by `model.modules()`."""
         children = [id(child) for known in self._modules for child in known._modules.values()]
         return [id(model), *children, *map(id, optimized)]

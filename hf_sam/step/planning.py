@@ -1,4 +1,4 @@
-"""When and on how much of a batch a run ascends: the schedule, from the facts of a Trainer."""
+"""Plans a run's ascent schedule from the settings and the data loader of a Trainer."""
 
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler
@@ -13,12 +13,12 @@ logger = logging.get_logger(__name__)
 
 
 def rows_of(trainer: Trainer) -> int:
-    """Return into how many rows the micro-batch of a device can be cut."""
+    """Return the number of rows into which a device's micro-batch can be split."""
     if why_uncut(trainer):
         return 1
-    loader = trainer.callback_handler.train_dataloader  # maybe not the Trainer's own
-    total = getattr(loader, "total_batch_size", None)  # by accelerate, if it has a sampler
-    if total is not None:  # of all ranks, where the sampler knows of them
+    loader = trainer.callback_handler.train_dataloader  # which the user may have replaced
+    total = getattr(loader, "total_batch_size", None)  # set by accelerate, with a sampler
+    if total is not None:  # of all ranks, if the sampler is one of several
         own = loader.sampler if isinstance(loader.sampler, BatchSampler) else loader.batch_sampler
         return max(1, total // getattr(own, "num_processes", 1))
     shared = trainer.accelerator.split_batches  # one batch is dealt out to all ranks
@@ -27,7 +27,7 @@ def rows_of(trainer: Trainer) -> int:
 
 
 def _least_rows(trainer: Trainer, sam: SAMArguments) -> int:
-    """Return how many rows a share must have: two for BatchNorm, or if the user chose none."""
+    """Return the fewest rows of a fraction: two for BatchNorm, or if `max_overhead` chose it."""
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in trainer.model.modules())
     return SMALLEST_CUT if sam.max_overhead is not None or has_batch_norm else 1
 
@@ -35,9 +35,9 @@ def _least_rows(trainer: Trainer, sam: SAMArguments) -> int:
 def schedule_of(
     args: TrainingArguments, sam: SAMArguments, max_steps: int, *, rows: int, least: int
 ) -> AscentSchedule:
-    """Return when a run of `max_steps` optimizer steps ascends, with micro-batches of `rows`.
+    """Return the ascent schedule of a run of `max_steps` optimizer steps.
 
-    A share of one has at least `least` rows.
+    Its micro-batches have `rows` rows, of which the clean pass sees at least `least`.
     """
     method = sam.chosen_method
     schedule = AscentSchedule(
@@ -56,12 +56,12 @@ def schedule_of(
 
 
 def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
-    """Return the forward-backward passes of a run over its optimizer steps.
+    """Return the mean number of forward-backward passes per optimizer step of a run.
 
     Args:
-        args: The run's; without SAM's fields the passes are the base optimizer's.
-        steps: Of the run. They matter where shares of a run are rounded to steps. (Of BatchNorm,
-            for which shares are rounded up to two rows, nothing is known here.)
+        args: Of the run; without SAM's fields the result is 1.
+        steps: Optimizer steps of the run, to which fractions of it are rounded. (The two rows
+            that BatchNorm needs are not taken into account.)
     """
     rows = args.train_batch_size
     if not isinstance(args, SAMArguments) or args.rho == 0:
@@ -70,10 +70,10 @@ def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
 
 
 def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
-    """Return the schedule of a run, and say what was chosen for the user; warn where it is idle.
+    """Return the ascent schedule of a run; log what `max_overhead` chose, warn if it never ascends.
 
     Raises:
-        ValueError: If the length of the run is needed, and a training step is made outside of one.
+        ValueError: If the length of the run is needed, but not known outside of `train()`.
     """
     max_steps = trainer.state.max_steps
     is_share = 0 < sam.ascent_start < 1

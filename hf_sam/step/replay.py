@@ -1,4 +1,4 @@
-"""The random draws of a pass, drawn again in another."""
+"""Random state: saving it, restoring it, and repeating the random draws of a pass in another."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ Generator = torch.Generator | np.random.Generator | np.random.RandomState | rand
 
 @dataclass(frozen=True)
 class RandomState:
-    """Where each generator stands that a forward pass may draw from."""
+    """State of every random generator that a forward pass may draw from."""
 
     cpu: Tensor  # (bytes,) torch's generator on the host
     devices: dict[torch.device, Tensor]  # (bytes,) torch's generator on each accelerator
@@ -32,10 +32,10 @@ def random_state(
 
     Args:
         devices: The devices that the model computes on; the host is always included.
-        generators: Further ones, which are not those of the libraries themselves.
+        generators: Further ones, besides the global ones of the libraries.
 
     Returns:
-        A copy of the states, which later draws do not change. No device is synchronised.
+        A copy of the states. No device is synchronised.
     """
     return RandomState(
         cpu=torch.get_rng_state(),
@@ -51,7 +51,7 @@ def random_state(
 
 
 def set_random_state(state: RandomState) -> None:
-    """Put every generator of `state` back to where it stood."""
+    """Restore the state of every generator in `state`."""
     torch.set_rng_state(state.cpu)
     for device, device_state in state.devices.items():
         torch.get_device_module(device).set_rng_state(device_state, *_index(device))
@@ -62,20 +62,20 @@ def set_random_state(state: RandomState) -> None:
 
 
 def is_generator(value: object) -> bool:
-    """Say whether a value is a generator whose draws can be drawn again."""
+    """Return whether a value is a generator whose draws can be repeated."""
     return isinstance(value, Generator) and not isinstance(value, random.SystemRandom)
 
 
 @contextmanager
 def replayed(state: RandomState) -> Iterator[None]:
-    """Repeat the draws made since `state`: the same dropout and drop-path masks in both passes.
+    """Context manager that repeats the random draws made since `state`, such as dropout masks.
 
-    On leaving the generators stand where they stood on entering, so the draws that follow are those
-    of a training step with one pass. Hence not for a block that draws more than the first pass: its
-    further draws would be drawn once more.
+    On exit the generators are restored to their state on entry, so later draws are those of a
+    training step with one pass. The block must not draw more than the first pass did: its further
+    draws would be repeated after it.
 
     Args:
-        state: The generators before the first pass.
+        state: State of the generators before the first pass.
 
     Yields:
         Nothing.
@@ -90,7 +90,7 @@ def replayed(state: RandomState) -> Iterator[None]:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Draw what these numbers determine, whatever was drawn before; then go on as if nothing was.
+    """Context manager that seeds all generators by these numbers, and restores them on exit.
 
     Args:
         *numbers: For instance a seed, an epoch and an index; not negative.

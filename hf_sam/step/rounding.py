@@ -1,22 +1,22 @@
-"""A perturbation that rounding has taken away is warned of, or stops the training."""
+"""Checks that enough of a perturbation survives rounding to the weights' dtype."""
 
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
-WARN_BELOW, STOP_BELOW = 0.9, 0.5  # norm and cosine of what is left, against what was meant
+WARN_BELOW, STOP_BELOW = 0.9, 0.5  # norm and cosine of the rounded perturbation
 
 logger = logging.get_logger(__name__)
 
 
 def require_fidelity(of_ranks: Tensor, *, remedy: str, allowed: bool) -> None:
-    """Warn where rounding changed much of a perturbation, and refuse where it changed most.
+    """Warn if rounding changes much of a perturbation, and raise if it changes most of it.
 
     Args:
         of_ranks: Of shape (ranks, 2), from `perturbation_fidelity`; the worst rank counts, so that
-            all of them stop or none. A norm too large is as wrong as one too small.
-        remedy: What keeps the perturbation.
-        allowed: Whether the user has said to train on.
+            all ranks stop or none. A norm too large is as wrong as one too small.
+        remedy: What the user can do about it.
+        allowed: Whether to continue anyway (`allow_rounded_perturbation`).
 
     Raises:
         ValueError: If norm, its inverse or cosine is below `STOP_BELOW`, unless `allowed`.

@@ -1,4 +1,4 @@
-"""A share of a micro-batch, on which `ascent_fraction` has the clean pass made."""
+"""The part of a micro-batch that the clean pass uses, by `ascent_fraction`."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,15 +19,15 @@ REMEDY = "set `ascent_interval` instead of it, or of `max_overhead`."
 
 
 def share_of(trainer: Trainer, micro_batch: MicroBatch, schedule: AscentSchedule) -> MicroBatch:
-    """Return the first examples of a micro-batch, with the label items that go with them.
+    """Return the first examples of a micro-batch, with their part of the label items.
 
     Args:
-        trainer: Whose settings say how label items are counted.
-        micro_batch: Whole.
-        schedule: Says how many examples.
+        trainer: The Trainer, whose settings say how label items are counted.
+        micro_batch: The whole micro-batch.
+        schedule: The ascent schedule, which sets the number of examples.
 
     Raises:
-        ValueError: If the examples cannot be told apart.
+        ValueError: If the inputs cannot be split into examples.
     """
     if schedule.fraction == 1:
         return micro_batch
@@ -40,18 +40,18 @@ def share_of(trainer: Trainer, micro_batch: MicroBatch, schedule: AscentSchedule
 
 
 def first_examples(inputs: Mapping[str, Any], kept: Callable[[int], int]) -> dict[str, Any]:
-    """Cut what has one entry for each example: tensors by their first dimension, and lists.
+    """Return the first examples of a batch: rows of its tensors, and entries of its lists.
 
-    Examples whose labels are all -100 come last, as the loss of such alone may be 0 / 0. Kept whole
-    are tensors of another length with one dimension, and those of one row.
+    Examples whose labels are all -100 come last, as the loss over them alone may be 0 / 0. Tensors
+    of one dimension and another length, and those of one row, are returned whole.
 
     Args:
-        inputs: With the number of examples in the labels, or else in the first tensor that has a
-            dimension.
-        kept: From the number of examples to that of those which are kept.
+        inputs: The number of examples is the length of the labels, or else of the first tensor that
+            has a dimension.
+        kept: Maps the number of examples to the number that are returned.
 
     Raises:
-        ValueError: If no tensor says how many examples there are, or one has other rows.
+        ValueError: If no tensor gives the number of examples, or one has other rows.
     """
     tensors = [x for x in inputs.values() if isinstance(x, Tensor) and x.ndim]
     labels = inputs.get("labels")

@@ -1,4 +1,4 @@
-"""What the passes found out since the last log entry, kept on the device until it is logged."""
+"""Sums for the training log since its last entry, kept on the device until they are logged."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class StepLog:
     last_step: int = -1  # the Trainer's global step at the last perturbation
     clean_loss: Tensor | float = 0.0  # () in the unit of the Trainer's own loss sum
     perturbed_loss: Tensor | float = 0.0  # () likewise
-    ascent_grad_norm: Tensor | float = 0.0  # () L2, of the mean loss that a perturbation ascends
+    ascent_grad_norm: Tensor | float = 0.0  # () L2 norm of the mean loss's clean gradient
     ascents: int = 0  # perturbations
     steps: int = 0  # optimizer steps that had one
 
@@ -28,15 +28,15 @@ class StepLog:
         step: int,
         filter_nonfinite: bool,
     ) -> "StepLog":
-        """Return the sums with one perturbation's added, without synchronising with the host.
+        """Return the sums with those of one perturbation added, without synchronising.
 
         Args:
-            clean_losses: Of shape () for each micro-batch that shares it, as the Trainer sums them.
+            clean_losses: Of shape (), one for each micro-batch that shares it, as the Trainer sums.
             perturbed_losses: Likewise.
             ascent_grad_norm: Of shape (), unscaled.
             step: The Trainer's global step.
-            filter_nonfinite: Whether the running mean replaces a nan or inf, as in the Trainer's
-                own sum.
+            filter_nonfinite: Whether to replace nan and inf by the running mean, as the Trainer
+                does (`logging_nan_inf_filter`).
         """
         steps_before = self.steps - (step == self.last_step)
         sums = []
@@ -61,7 +61,7 @@ class StepLog:
         )
 
     def entries(self, of_ranks: Tensor) -> dict[str, float]:
-        """Return what is logged, over the steps that had a perturbation.
+        """Return the log entries, averaged over the steps that had a perturbation.
 
         `perturbed_loss` is averaged as the Trainer's `loss` is, `sharpness` is perturbed minus
         clean, and `ascent_grad_norm` the L2 norm of the clean gradient of the mean loss, averaged
@@ -86,7 +86,7 @@ class StepLog:
         return entries
 
     def sums(self, device: torch.device, fidelity: Tensor | None) -> Tensor:
-        """Return the three sums, the number of perturbations and the fidelity.
+        """Return the three sums, the number of perturbations and the fidelity as one tensor.
 
         Args:
             device: Of the result.

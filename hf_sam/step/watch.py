@@ -1,4 +1,4 @@
-"""What a pass must leave alone: seen when it does not, and said."""
+"""Checks that a pass changes no parameter, and warns of attributes that each pass changes."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Reversible
 from contextlib import contextmanager
@@ -19,28 +19,28 @@ from .parts import Parts
 from .replay import is_generator
 
 logger = logging.get_logger(__name__)
-DEPTH = 3  # of containers within each other
-Marks = dict[str, tuple[Any, ...]]  # of parameters, by name
+DEPTH = 3  # levels of nested containers that are compared
+Marks = dict[str, tuple[Any, ...]]  # by parameter name: what changes when it is written to
 
 
 class Watch:
-    """Looks at the passes of a training: at the first optimizer step closely, then in passing."""
+    """Checks the passes of a training: thoroughly at the first optimizer step, then cheaply."""
 
     def __init__(self, *, is_twice: bool = True) -> None:
-        """See the first optimizer step next.
+        """Begin with the thorough check.
 
         Args:
-            is_twice: Whether a micro-batch has two passes; of one, attributes may keep count.
+            is_twice: Whether a micro-batch has two passes; with one, attributes may change.
         """
         self._is_close, self._is_twice = True, is_twice
-        self._changed: dict[str, str] = {}  # where an attribute lies, by its name
+        self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
 
     @contextmanager
     def of_pass(self, parts: Parts, counted_once: Iterable[str]) -> Iterator[None]:
-        """Compare parameters, and at first attributes, before and after a pass.
+        """Context manager that compares parameters (at first attributes too) around a pass.
 
         Args:
-            parts: Of the model and of what trains with it.
+            parts: The parts of the model.
             counted_once: Attributes that may change.
 
         Raises:
@@ -67,13 +67,13 @@ class Watch:
             }
 
     def end_step(self) -> bool:
-        """Say what the passes of the first optimizer step have changed, and whether this was it."""
+        """Warn of what the first optimizer step's passes changed; return whether this was it."""
         was_close, self._is_close = self._is_close, False
         if was_close and self._changed:
-            told = [f"`{name}` of {holder}" for name, holder in sorted(self._changed.items())]
+            listed = [f"`{name}` of {holder}" for name, holder in sorted(self._changed.items())]
             names = ", ".join(f'"{name}"' for name in sorted(self._changed))
             logger.warning(
-                f"Each pass changes {', '.join(told)}, and SAM makes two. If later passes depend "
+                f"Each pass changes {', '.join(listed)}, and SAM makes two. If later passes depend "
                 "on what is kept there, have the second begin where the first did, and count once: "
                 f"`counted_once = (*SAMTrainer.counted_once, {names})` in the trainer's class."
             )
@@ -81,9 +81,9 @@ class Watch:
 
 
 def _marks(parts: Parts, *, closely: bool) -> Marks:
-    """Return what tells whether a parameter was written to; closely, also where torch is not told.
+    """Return values that change when a parameter is written to.
 
-    Writing to `param.data` counts no version. So the first step compares norms too.
+    A write through `param.data` does not increase the version counter, so `closely` adds its norm.
     """
     marks: Marks = {}
     for name, param in parts.watched.items():
@@ -96,14 +96,14 @@ def _marks(parts: Parts, *, closely: bool) -> Marks:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether torch's own kernels compute on it; a packed or a sparse one may have none for it."""
+    """Whether torch's kernels can compute on a tensor; for packed and sparse ones some lack."""
     is_packed = tensor.is_meta or tensor.is_nested or tensor.is_quantized
     is_torchs = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
     return is_torchs and not is_packed and tensor.layout == torch.strided
 
 
 def _numbers(tensor: Tensor) -> tuple[str, ...]:
-    """Return what two tensors of other values hardly share; waits for the device."""
+    """Return numbers that differ between almost any two tensors; synchronises."""
     if not _is_plain(tensor):
         return ()
     x = tensor.detach()
@@ -115,23 +115,23 @@ def _numbers(tensor: Tensor) -> tuple[str, ...]:
 
 
 def _state(holders: Holders, counted_once: frozenset[str]) -> dict[tuple[str, str], Any]:
-    """Return what plain attributes hold, by holder and name, as values that can be compared."""
+    """Return the values of plain attributes in comparable form, by holder and name."""
     known = {id(holder) for _, holder, _ in holders.attributes()}
     state = {}
     for name, holder, own in holders.attributes():
         counted = counted_once.union(counted_by(holder))
-        told = "the trainer" if name == "trainer" else f"`{name}`" if name else "the model"
+        place = "the trainer" if name == "trainer" else f"`{name}`" if name else "the model"
         for attribute in own.keys() - counted:
-            state[told, attribute] = _comparable(own[attribute], known, DEPTH)
+            state[place, attribute] = _comparable(own[attribute], known, DEPTH)
     return state
 
 
 def _comparable(value: Any, known: set[int], depth: int) -> Any:
-    """Return a value to compare by, None for what is no state or is looked at elsewhere."""
+    """Return a value in comparable form; None if it is no state or is compared elsewhere."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, Tensor):
-        is_output = value.requires_grad  # of the last pass, or a parameter
+        is_output = value.requires_grad  # an output of the last pass, or a parameter
         return None if is_output else _numbers(local(value))
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.shape, crc32(np.ascontiguousarray(value).data)

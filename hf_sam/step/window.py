@@ -1,4 +1,4 @@
-"""The micro-batches of one optimizer step, remembered until their perturbation is known."""
+"""The window: one optimizer step's micro-batches, kept until their perturbation is known."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,18 +27,17 @@ class MicroBatch:
 
 
 def last_alone(micro_batches: Sequence[Any]) -> Any:
-    """Return the last one, by which the end of a window is known; None if it comes twice."""
+    """Return the last micro-batch, which marks the window's end; None if it occurs twice."""
     last = micro_batches[-1] if micro_batches else None
     return last if sum(other is last for other in micro_batches) == 1 else None
 
 
 @dataclass
 class Window:
-    """One optimizer step's micro-batches on one rank, as far as they have come.
+    """The micro-batches of one optimizer step on one rank, added as they arrive.
 
-    The clean gradient is summed here and not in `p.grad`, which between the training steps of a
-    window never holds anything but the gradient to descend along. So a window that is given up
-    leaves nothing in the model.
+    The clean gradient is summed here, as `p.grad` holds only the gradient for the descent between
+    the training steps of a window. So an abandoned window leaves nothing in the model.
     """
 
     scope: str  # what shares a perturbation: micro_batch, rank or global
@@ -52,15 +51,15 @@ class Window:
     clean_losses: list[Tensor] = field(default_factory=list)  # () each, likewise
     clean_grad: list[Tensor | None] | None = None  # the group's, aligned with the parameters
     leftovers: list[Tensor | None] | None = None  # that lay in `p.grad` when the window began
-    kept_clean_grad: list[Tensor | None] | None = None  # the same, for a method that descends by it
-    before: Snapshot = field(init=False)  # the buffers when it begins
+    kept_clean_grad: list[Tensor | None] | None = None  # a copy, for methods whose descent uses it
+    before: Snapshot = field(init=False)  # the buffers at its beginning
 
     def __post_init__(self) -> None:
-        """Remember the buffers."""
+        """Take a snapshot of the buffers."""
         self.before = self.buffers.snapshot()
 
     def warn_if_lost(self, step: int) -> None:
-        """Warn if the optimizer has stepped, to `step`, before this window was complete."""
+        """Warn if the optimizer has reached `step` although this window is not complete."""
         if self.group and self.begun_at < step:
             logger.warning(
                 f"Optimizer step {self.begun_at} had no gradient: its last micro-batch was "
@@ -69,21 +68,21 @@ class Window:
             )
 
     def add(self, micro_batch: MicroBatch, start: Start, clean_loss: Tensor) -> None:
-        """Add a micro-batch that has had its clean pass to the group."""
+        """Add a micro-batch to the group, after its clean pass."""
         self.group.append(micro_batch)
         self.starts.append(start)
         self.clean_losses.append(clean_loss)
 
     def count(self, *, is_last: bool) -> None:
-        """Note a training step; `is_last` if it is known to be the window's last."""
+        """Count a training step; `is_last` if it is known to be the window's last."""
         self.steps += 1
         self.is_complete = self.steps == self.length or is_last
 
     @contextmanager
     def undone_if_it_fails(self) -> Iterator[None]:
-        """Put the buffers back as before the window if the block fails, by Ctrl-C too.
+        """Context manager that restores the buffers from before the window if the block fails.
 
-        A micro-batch whose clean pass fails is left out of its window, if training goes on.
+        That includes Ctrl-C. If training continues, the window goes on without that micro-batch.
         """
         try:
             yield
@@ -94,12 +93,12 @@ class Window:
     def add_leftovers(
         self, params: Mapping[str, Tensor], outside: Container[str], accelerator: Accelerator
     ) -> None:
-        """Add, averaged over the ranks, what an unfinished window before this one has left.
+        """Add the gradients that an unfinished earlier window left, averaged over the ranks.
 
         Args:
-            params: Those that `leftovers` are of, by name.
-            outside: Names of those whose gradients are each rank's own.
-            accelerator: Which averages the others as a backward pass would have.
+            params: The parameters that `leftovers` belongs to, by name.
+            outside: Names of those that each rank trains for itself.
+            accelerator: Averages the others' gradients, as a backward pass would have.
         """
         pairs = zip(params.items(), self.leftovers or [], strict=False)
         for (name, param), left in [(item, left) for item, left in pairs if left is not None]:
@@ -110,12 +109,12 @@ class Window:
     def average_over_ranks(
         self, params: Mapping[str, Tensor], names: Container[str], accelerator: Accelerator
     ) -> None:
-        """Average clean gradients that the model's wrapper knows nothing of, in place.
+        """Average, in place, the clean gradients that the model's wrapper does not average.
 
         Args:
-            params: The parameters that `clean_grad` is of, by name.
-            names: Of those that are meant.
-            accelerator: Which averages them as a backward pass would have.
+            params: The parameters that `clean_grad` belongs to, by name.
+            names: Names of those to average.
+            accelerator: Averages them, as a backward pass would have.
         """
         assert self.clean_grad is not None
         for i, (name, param) in enumerate(params.items()):
@@ -127,7 +126,7 @@ class Window:
     def take_group(
         self,
     ) -> tuple[list[tuple[MicroBatch, Start]], list[Tensor], list[Tensor | None]]:
-        """Return micro-batches, clean losses and clean gradient of the group; the next is empty."""
+        """Return and clear the group's micro-batches, clean losses and clean gradient."""
         assert self.clean_grad is not None
         pairs = list(zip(self.group, self.starts, strict=True))
         taken = pairs, self.clean_losses, self.clean_grad

@@ -1,4 +1,8 @@
-"""Image classification: data, models and what is saved of them."""
+"""Loads image data sets and image classifiers, and transforms the images for training.
+
+A new source of images or models is a new file here; every source must return `Splits` or
+`Classifier`, and nothing is downloaded unless the user has named it.
+"""
 
 from .classifier import Classifier, ModelSource, freeze_batch_norm, require_rgb
 from .data import (

@@ -1,4 +1,4 @@
-"""What an image classifier is made from, and what it is when it is loaded."""
+"""Image classifiers: the source of a model (`ModelSource`) and the loaded model (`Classifier`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,31 +10,31 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .weights import LoadReport
 
-# Evaluation sees the whole image, resized to `input_size` whatever its shape; timm's names.
+# Entries of timm's data config with which evaluation resizes whole images to `input_size`.
 SQUASHED = {"crop_mode": "squash", "crop_pct": 1.0}
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from and what of it is overridden, as the user said it."""
+    """Where a model comes from, and the settings of it that the user overrides."""
 
     name: str  # a timm name, an image classifier on the Hub, or a local folder
-    weights: Path | None = None  # safetensors of a backbone, or of all of the model
+    weights: Path | None = None  # safetensors file of a backbone or of a whole model
     init_scratch: bool = False  # no pretrained weights at all
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for timm.create_model
     image_size: int | None = None  # pixels, height and width
     mean: Sequence[float] | None = None  # (3,) of the normalisation
     std: Sequence[float] | None = None  # (3,)
-    squash: bool = False  # whether images are resized to a square whatever their shape
+    squash: bool = False  # whether whole images of any shape are resized to a square
 
     @property
     def own_weights(self) -> bool:
-        """Whether the weights that belong to the name are wanted."""
+        """Whether to load the pretrained weights that belong to the name."""
         return self.weights is None and not self.init_scratch
 
     @property
     def data_options(self) -> dict[str, Any]:
-        """The entries of the data config that are overridden, as timm names them."""
+        """The overridden entries of the data config, by timm's names."""
         size = None if self.image_size is None else (3, self.image_size, self.image_size)
         options = {"input_size": size, "mean": self.mean, "std": self.std}
         given = {name: value for name, value in options.items() if value is not None}
@@ -43,22 +43,22 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier, what its images must look like, and what was loaded into it."""
+    """A loaded classifier, its image preprocessing and a report of the loaded weights."""
 
     model: PreTrainedModel
     data_config: dict[str, Any]  # input_size (3, height, width), mean, std, interpolation, crop_pct
-    processor: BaseImageProcessor | None  # to be saved beside the model; timm's is in its config
+    processor: BaseImageProcessor | None  # saved beside the model; None for timm models
     report: LoadReport
 
 
 def require_rgb(model_kwargs: Mapping[str, Any]) -> None:
-    """Refuse a network for images of another number of channels than the three they have here.
+    """Raise a ValueError unless a network takes images of three channels.
 
     Args:
-        model_kwargs: Of timm.create_model, the user's or those that a model was saved with.
+        model_kwargs: Arguments of timm.create_model, the user's or those saved with a model.
 
     Raises:
-        ValueError: If it asks for such a network.
+        ValueError: If they set another number of channels.
     """
     channels = model_kwargs.get("in_chans", 3)
     if channels != 3:
@@ -69,9 +69,9 @@ def require_rgb(model_kwargs: Mapping[str, Any]) -> None:
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
-    """Use BatchNorm's statistics as at test time, as the paper's fine-tuning does.
+    """Make BatchNorm use its running statistics in training too, as the paper's fine-tuning does.
 
-    The affine parameters go on training. Done by a hook before each forward pass, because the
+    The affine parameters are still trained. A hook does this before each forward pass, because the
     Trainer puts the model into training mode at every step.
 
     Args:

@@ -1,4 +1,4 @@
-"""Images and labels from the Hub, from files, from folders or bundled, brought to one form."""
+"""Image data sets from the Hub, parquet files, image folders or scikit-learn, in one format."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -24,26 +24,26 @@ EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "dev")  # in order 
 
 @dataclass(frozen=True)
 class Splits:
-    """What to train on and what to measure on.
+    """The training and the evaluation split.
 
     Both have the columns `image`, `label` (an integer) and `index` (of the row in its split).
     """
 
     train: datasets.Dataset
     eval: datasets.Dataset
-    label_names: list[str]  # (classes,) in the order of the integer labels
-    eval_split: str  # the name of the split that is measured on
+    label_names: list[str]  # (classes,) by integer label
+    eval_split: str  # the name of the evaluation split
 
 
 def load_hub(
     hub_id: str, *, revision: str | None = None, data_files: Mapping[str, str] | None = None
 ) -> DatasetDict:
-    """Load a data set from the Hub, which the user has asked for by name, or from its cache.
+    """Load a data set that the user has named from the Hub or its local cache.
 
     Args:
         hub_id: The repository, "owner/name".
         revision: Branch, tag or commit.
-        data_files: Files by split, where not all of the repository is meant.
+        data_files: Files by split, if only a part of the repository is to be loaded.
 
     Returns:
         The data set's splits.
@@ -51,7 +51,7 @@ def load_hub(
     Raises:
         ValueError: If it cannot be reached or does not exist; names the local alternatives.
     """
-    if Path(hub_id).exists():  # which would be read in its place
+    if Path(hub_id).exists():  # load_dataset would read that instead
         raise ValueError(
             f"data set `{hub_id}` of the Hub must not be the name of a file here: for the file use "
             f"`--data_dir {hub_id}`, for the Hub another working directory."
@@ -72,23 +72,23 @@ def load_hub(
 
 
 def load_local(data_dir: Path, splits: Sequence[str] = ()) -> DatasetDict:
-    """Load parquet files or an image folder; nothing is fetched.
+    """Load parquet files or an image folder; nothing is downloaded.
 
     Parquet files, or the folders they are in, are named for their split: `train.parquet`, or
     `train-00000-of-00002.parquet`. An image folder is `DIR/train/<class>/<image>` and the same for
-    the other splits, or `DIR/<class>/<image>`, which is all `train`. A file or folder is a split
-    only by all of its name: train or training; test, testing, eval or evaluation; validation,
+    the other splits, or `DIR/<class>/<image>`, which becomes `train`. The name of a file or folder
+    must be that of a split: train or training; test, testing, eval or evaluation; validation,
     valid, val or dev.
 
     Args:
         data_dir: The folder.
-        splits: Names of other splits, for files or folders that are called so.
+        splits: Further names of splits, for files or folders with these names.
 
     Returns:
         The data set's splits.
 
     Raises:
-        ValueError: If there is no such folder, or no images are in it.
+        ValueError: If there is no such folder, or it has no images.
     """
     if not data_dir.is_dir():
         raise ValueError(f"`--data_dir` must be a folder, got {str(data_dir)!r}: check the path.")
@@ -140,7 +140,7 @@ def select_split(splits: DatasetDict, name: str) -> datasets.Dataset:
     """Return one split, or several joined: "train+validation".
 
     Raises:
-        ValueError: If there is no such split, or one is named twice; lists those that are there.
+        ValueError: If there is no such split (lists the existing ones), or one is named twice.
     """
     names = name.split("+")
     if len(set(names)) < len(names):
@@ -157,7 +157,7 @@ def select_split(splits: DatasetDict, name: str) -> datasets.Dataset:
 
 
 def _with_same_classes(parts: list[datasets.Dataset]) -> list[datasets.Dataset]:
-    """Give the columns of class labels all the names that any part has; else they do not join."""
+    """Give all parts the union of their class labels, without which they cannot be concatenated."""
     for column, feature in parts[0].features.items():
         kinds = [part.features.get(column) for part in parts]
         if all(isinstance(kind, ClassLabel) for kind in kinds) and kinds != [feature] * len(kinds):
@@ -176,15 +176,15 @@ def _renumbered(rows: datasets.Dataset, column: str, names: list[str]) -> datase
 
 
 def find_column(rows: datasets.Dataset, column: str | None, *, kind: str) -> str:
-    """Return the column to use: the one named, or the one that can only be meant.
+    """Return the column to use: the named one, or the only one of its type.
 
     Args:
         rows: The data.
-        column: The user's or the task's choice; None to look for it.
-        kind: "image" or "label"; also the option to name in the message.
+        column: The user's or the task's choice; None to search.
+        kind: "image" or "label"; also names the option in the error message.
 
     Raises:
-        ValueError: If there is no such column; lists those that are there.
+        ValueError: If there is no such column; lists the existing ones.
     """
     feature = {"image": Image, "label": ClassLabel}[kind]
     found = [name for name, value in rows.features.items() if isinstance(value, feature)]
@@ -205,13 +205,13 @@ def with_class_labels(
     label_column: str,
     eval_split: str,
 ) -> Splits:
-    """Bring labels of any type (ClassLabel, string, integer) to integers from 0.
+    """Convert labels of any type (ClassLabel, string, integer) to integers from 0.
 
     Args:
         train: Defines the classes.
-        evaluation: Must have no others.
-        image_column: Where the images are, in both.
-        label_column: Where the labels are, in both.
+        evaluation: Must have no other classes.
+        image_column: Column of the images, in both.
+        label_column: Column of the labels, in both.
         eval_split: The name of the split of `evaluation`.
 
     Returns:
@@ -261,13 +261,13 @@ def with_class_labels(
 def with_label_noise(
     rows: datasets.Dataset, share: float, *, classes: int, seed: int
 ) -> datasets.Dataset:
-    """Replace labels by other ones, symmetrically (section 3.3 of arXiv 2010.01412).
+    """Add symmetric label noise: replace labels by other classes (section 3.3 of arXiv 2010.01412).
 
     Args:
         rows: As `Splits` has them.
-        share: Of the rows whose label is replaced, in [0, 1]; which ones is drawn at random.
-        classes: Each of the other classes - 1 labels is equally likely.
-        seed: Of both draws.
+        share: Fraction of the rows whose label is replaced, in [0, 1]; they are drawn at random.
+        classes: Number of classes; each of the other ones is equally likely.
+        seed: Seed of both draws.
 
     Returns:
         The rows with `label` changed.
@@ -280,7 +280,7 @@ def with_label_noise(
 
 
 def _labels(rows: datasets.Dataset, column: str) -> list[str | int | None]:
-    """Return a column's labels: class labels by name, so that two splits' orders do not matter."""
+    """Return a column's labels; class labels by name, as splits may number them differently."""
     feature, values = rows.features[column], list(rows[column])
     if isinstance(feature, ClassLabel):
         return [None if v is None or v < 0 else feature.int2str(v) for v in values]

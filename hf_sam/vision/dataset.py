@@ -1,4 +1,4 @@
-"""One decoded and transformed image at a time, and the images that cannot be decoded."""
+"""The dataset of images that are decoded and transformed on access, and a filter of broken ones."""
 
 import random
 from collections.abc import Callable
@@ -18,10 +18,10 @@ Transform = Callable[[PILImage], Tensor]  # RGB image -> (3, height, width)
 
 
 class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Decodes, converts to RGB and transforms one image at a time, as the Trainer asks for it.
+    """Decodes an image, converts it to RGB and transforms it when the Trainer asks for it.
 
-    What is random about an example is a function of seed, epoch and index: an interrupted run goes
-    on with the same crops, and runs that differ in anything else see the same ones.
+    The random augmentation of an example depends on seed, epoch and index only: an interrupted run
+    continues with the same crops, and runs that differ in other settings see the same ones.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
             rows: The examples, with `image`, `label` and `index`.
             transform: From an RGB image to (3, height, width).
             split: The split's name, for messages.
-            seed: Of all that is random about the examples.
+            seed: Of the random augmentation.
             mixup: If > 0, each image and its label are mixed with those of another example, by a
                 weight from Beta(mixup, mixup) (arXiv 1710.09412).
             classes: Number of classes, for mixed labels.
             cache: Keep every image in memory once it is decoded (in each worker process).
-            shrink: Done to an image before it is kept: a resize that `transform` begins with, so
-                that doing it again changes nothing.
-            max_pixels: The most that an image may have.
+            shrink: Applied to an image before it is cached: a resize that `transform` begins with,
+                so that applying it again changes nothing.
+            max_pixels: Largest number of pixels of an image.
         """
         self.rows = rows.cast_column("image", Image(decode=False))
         self.transform = transform
@@ -89,7 +89,7 @@ class ImageDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self.transform(self._image(index)), self.labels[index]
 
     def decoded_image(self, index: int) -> PILImage:
-        """Return an image as it would be kept in memory.
+        """Return a decoded image, as it would be cached.
 
         Raises:
             BadImageError: If it cannot be decoded.
@@ -109,27 +109,27 @@ class EpochOfData(TrainerCallback):
     """Tells a data set which epoch it is, so that its random crops differ between epochs."""
 
     def __init__(self, data: ImageDataset) -> None:
-        """Remember the data set to tell."""
+        """Store the data set to update."""
         self.data = data
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the epoch; in a run that is resumed, that of the interruption."""
+        """Set the epoch, also after a resume in the middle of one."""
         self.data.epoch.fill_(int(state.epoch or 0))
 
 
 def drop_bad_images(
     rows: datasets.Dataset, *, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> tuple[datasets.Dataset, list[str]]:
-    """Leave out the images that cannot be decoded. Decodes every image once.
+    """Remove the images that cannot be decoded. Decodes every image once.
 
     Args:
         rows: The examples, with `image` and `index`.
-        max_pixels: Larger images count as such.
+        max_pixels: Larger images are removed too.
 
     Returns:
-        The rows that are left, and the file of each image that is not, or else its `index`.
+        The remaining rows, and the file of each removed image, or else its `index`.
     """
 
     def decodes(row: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to RGB, or an error that names the image."""
+"""Decoding of image files to RGB, with errors that name the image."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ class BadImageError(ValueError):
     """An image that cannot be decoded; the message names its file, or its split and row."""
 
     def __str__(self) -> str:
-        """Return the message alone, without the traceback that a worker process puts before it."""
+        """Return the message without the traceback that a worker process puts before it."""
         return (
             super().__str__().strip().splitlines()[-1].removeprefix(f"{_full_name(type(self))}: ")
         )
@@ -29,12 +29,12 @@ def _full_name(kind: type) -> str:
 
 
 def decode(row: dict[str, Any], split: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> PILImage:
-    """Decode one image to RGB, turned as its camera says.
+    """Decode one image to RGB, rotated by its EXIF orientation.
 
     Args:
         row: With `image`, as datasets stores it, and `index`.
         split: For the message.
-        max_pixels: The most that it may have; a small file can hold more than the memory does.
+        max_pixels: Largest number of pixels; a small file can decode to more than fits in memory.
 
     Raises:
         BadImageError: If it cannot be decoded, or is larger.
@@ -59,7 +59,7 @@ def decode(row: dict[str, Any], split: str, *, max_pixels: int = MAX_IMAGE_PIXEL
 
 
 def name_of(row: dict[str, Any], split: str = "") -> str:
-    """Return what a user finds an image by: its file, or its row and what else is known of it."""
+    """Return how a user can find an image: its file, or its row with split and path."""
     encoded = row["image"]
     path = encoded.get("path")
     if path and encoded["bytes"] is None:
@@ -68,13 +68,13 @@ def name_of(row: dict[str, Any], split: str = "") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's kind and the first line of what it says."""
+    """Return an error's type and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """Switch off Pillow's own limit, which warns from one size on and fails from twice that."""
+    """Context manager that disables Pillow's own size limit, as `max_pixels` replaces it."""
     limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -83,7 +83,7 @@ def _without_pillows_limit() -> Iterator[None]:
 
 
 def _to_rgb(image: PILImage) -> PILImage:
-    """Scale more than 8 bits to 8, which Pillow would clip, and convert to RGB."""
+    """Convert to RGB, scaling more than 8 bits down to 8, where Pillow would clip."""
     if image.mode.startswith("I;16"):
         image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -92,10 +92,10 @@ def _to_rgb(image: PILImage) -> PILImage:
 
 
 def _by_its_range(values: np.ndarray) -> PILImage:
-    """Map the least value to black and the largest to white: such files do not say what is white.
+    """Map the smallest value to black and the largest to white, as such files define no white.
 
     Args:
-        values: (height, width). What is not a number is black; all of one value is grey.
+        values: (height, width). Values that are not finite become black; if all are equal, grey.
 
     Raises:
         ValueError: If no value is finite.

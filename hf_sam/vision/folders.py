@@ -1,4 +1,4 @@
-"""An image folder as a table: the split is the top folder of that name, the class the one below."""
+"""Image folders (`<split>/<class>/<image>`) as data sets, without reading the images."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,21 +13,21 @@ from .walk import Walk, folders_in
 
 logger = logging.get_logger(__name__)
 
-# What a folder or a parquet file may be called, in small letters, and the split that it is then.
+# Names of folders and parquet files, in lower case, and the split that each stands for.
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
-ONLY_IDENTIFIED = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow opens them, but reads no pixels
+ONLY_IDENTIFIED = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow opens, but cannot decode them
 Table = dict[str, list[Path]]  # image files by class
 
 
 def split_of(name: str, asked: Sequence[str] = ()) -> str | None:
-    """Return the split that a file or folder of this name is, or None.
+    """Return the split that the name of a file or folder stands for, or None.
 
     Args:
-        name: All of it counts: a word within it means nothing.
+        name: Compared as a whole, not by parts.
         asked: Names of splits that the user has given.
     """
     return name if name in asked else SPLIT_NAMES.get(name.lower())
@@ -37,13 +37,13 @@ def load_image_folder(root: Path, asked: Sequence[str] = ()) -> DatasetDict:
     """List an image folder; no image is read.
 
     Args:
-        root: Holds `<split>/<class>/<image>`, or `<class>/<image>`: then all is `train`. Images
-            further down are of the class on top. A folder around all that is passed through.
-        asked: Names of splits, and so of folders in `root`, or paths below it. An image that is
-            linked to from several splits is in the first one only.
+        root: Holds `<split>/<class>/<image>`, or `<class>/<image>`, which becomes `train`. Images
+            in subfolders of a class belong to it. A single folder around everything is skipped.
+        asked: Names of splits, which are folders in `root` or paths below it. An image that is
+            linked from several splits belongs to the first one only.
 
     Returns:
-        The splits, with `image` and `label`; the classes of each are those that it has images of.
+        The splits, with `image` and `label`; the classes of a split are those with images in it.
 
     Raises:
         ValueError: If there are no images, or no folders of classes.
@@ -66,7 +66,7 @@ def load_image_folder(root: Path, asked: Sequence[str] = ()) -> DatasetDict:
 
 
 def readable_suffixes() -> frozenset[str]:
-    """Return the endings of the files whose pixels Pillow reads, plugins included."""
+    """Return the suffixes of the files that Pillow can decode, plugins included."""
     kinds = PIL.Image.registered_extensions().items()
     readable = PIL.Image.OPEN.keys() - set(ONLY_IDENTIFIED)
     return frozenset(suffix for suffix, kind in kinds if kind in readable)
@@ -84,7 +84,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _without_wrapper(root: Path, asked: Sequence[str]) -> Path:
-    """Return the only folder in `root` where it holds the splits or classes, as archives do."""
+    """Return the folder that holds the splits or classes: `root`, or the only folder in it."""
     folders = folders_in(root)
     if len(folders) != 1 or split_of(folders[0].name, asked) or any("/" in name for name in asked):
         return root
@@ -110,7 +110,7 @@ def _split_folders(root: Path, asked: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def _is_class_called_so(parts: Mapping[str, list[Path]], folders: list[Path]) -> bool:
-    """Whether the one folder named as a split is a class: it holds images, as its neighbours do."""
+    """Whether a single folder named like a split is a class: it has images, as its siblings do."""
     named = [path for paths in parts.values() for path in paths]
     if len(named) != 1 or folders_in(named[0]) or not _holds_images(named[0]):
         return False
@@ -118,7 +118,7 @@ def _is_class_called_so(parts: Mapping[str, list[Path]], folders: list[Path]) ->
 
 
 def _table_of(root: Path, folders: list[Path], walk: Walk, nested: dict[str, None]) -> Table:
-    """Return the files of each class, none for a class without images that can be read."""
+    """Return the files of each class; a class without readable images has none."""
     table: Table = {}
     for folder in folders:
         table |= {path.name: table.get(path.name, []) for path in folders_in(folder)}
@@ -134,7 +134,7 @@ def _table_of(root: Path, folders: list[Path], walk: Walk, nested: dict[str, Non
 
 
 def _of_splits(root: Path, parts: Mapping[str, list[Path]], walk: Walk) -> Iterator[str]:
-    """Say where a split comes from several folders, and which folders are not used."""
+    """Yield remarks on splits that join several folders, and on folders that are not used."""
     for split, paths in parts.items():
         if len(paths) > 1:
             yield f"the split {split} is {_listed([path.name for path in paths])} together"
@@ -153,7 +153,7 @@ def _of_splits(root: Path, parts: Mapping[str, list[Path]], walk: Walk) -> Itera
 
 
 def _of_classes(tables: Mapping[str, Table]) -> Iterator[str]:
-    """Say which classes have no images, and which may not be meant as such."""
+    """Yield remarks on classes without images, and on folders that may not be meant as classes."""
     for split, table in tables.items():
         if empty := [name for name, files in table.items() if not files]:
             yield f"no image that can be read of these classes of {split}: {_listed(empty)}"
@@ -181,7 +181,7 @@ def _listed(names: Sequence[str], most: int = 9) -> str:
 
 
 def _rows(table: Table) -> datasets.Dataset:
-    """Return a table as rows in the order of the classes' and the files' names."""
+    """Return a table as a data set, ordered by the names of classes and files."""
     classes = sorted(name for name, files in table.items() if files)
     files = [(str(file), code) for code, name in enumerate(classes) for file in table[name]]
     columns = {"image": [file for file, _ in files], "label": [code for _, code in files]}

@@ -1,4 +1,4 @@
-"""What it takes to keep decoded images in memory, and what is left of it."""
+"""Memory for cached images: an estimate of what they need, and of what is available."""
 
 from pathlib import Path
 
@@ -6,23 +6,23 @@ import psutil  # type: ignore[import-untyped]  # accelerate's
 
 from .dataset import ImageDataset
 
-BYTES_PER_PIXEL = 4  # Pillow keeps RGB in four
+BYTES_PER_PIXEL = 4  # of RGB in Pillow
 CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-NO_LIMIT = 1 << 60  # of version 1; version 2 says "max"
+NO_LIMIT = 1 << 60  # larger values mean no limit in version 1; version 2 has "max"
 
 
 def require_memory(images: ImageDataset, *, copies: int) -> str:
-    """Estimate what keeping all images in memory takes, and refuse what there is no room for.
+    """Estimate the memory for caching all images, and raise if it is not available.
 
     Args:
         images: A sample of them is decoded.
-        copies: Processes that keep them.
+        copies: Number of processes that cache them.
 
     Returns:
-        What it takes, in words.
+        A message with the estimate.
 
     Raises:
-        ValueError: If that is more memory than is left.
+        ValueError: If it needs more memory than is available.
     """
     needed, left = copies * bytes_to_keep(images), memory_left()
     said = f"{len(images)} images in {copies} {'processes' if copies > 1 else 'process'}"
@@ -36,7 +36,7 @@ def require_memory(images: ImageDataset, *, copies: int) -> str:
 
 
 def bytes_to_keep(images: ImageDataset, *, sample: int = 64) -> int:
-    """Estimate the memory for all images from a sample at even distances; about a second."""
+    """Estimate the memory for all images from an evenly spaced sample; takes about a second."""
     chosen = range(0, len(images), max(1, len(images) // sample))
     sizes = [images.decoded_image(index).size for index in chosen]
     pixels = sum(width * height for width, height in sizes)
@@ -44,24 +44,24 @@ def bytes_to_keep(images: ImageDataset, *, sample: int = 64) -> int:
 
 
 def memory_left() -> int:
-    """Return the bytes that the machine, or the container, has left."""
+    """Return the available memory of the machine or container, in bytes."""
     return min(psutil.virtual_memory().available, *left_in_cgroups())
 
 
 def readable(count: int) -> str:
-    """Write a number of bytes for a reader."""
+    """Format a number of bytes in MB or GB."""
     return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
 def left_in_cgroups(root: Path = CGROUPS, own: Path = OWN) -> list[int]:
-    """Return what each limit above this process leaves; what is read from disk can be given up."""
+    """Return the bytes that each cgroup limit leaves; the page cache counts as available."""
     left = [NO_LIMIT]
     for folder, limit, used, cache in _cgroup_files(root, own):
         try:
             most = (folder / limit).read_text().strip()
             now = int((folder / used).read_text())
             kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # none there, or not to be read
+        except (OSError, ValueError):  # no limit, or not readable
             continue
         if most != "max":
             left.append(int(most) - now + int(kept.get(cache, 0)))
@@ -69,7 +69,7 @@ def left_in_cgroups(root: Path = CGROUPS, own: Path = OWN) -> list[int]:
 
 
 def _cgroup_files(root: Path, own: Path) -> list[tuple[Path, str, str, str]]:
-    """Return the folders with this process's limits, and what the files in them are called."""
+    """Return the folders with this process's limits, and the names of the files in them."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

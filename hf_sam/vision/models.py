@@ -1,4 +1,4 @@
-"""Image classifiers by name, folder or weights file."""
+"""Loading of image classifiers by timm name, Hub name, local folder or weights file."""
 
 import json
 import shutil
@@ -24,15 +24,15 @@ from .classifier import Classifier, ModelSource, require_rgb
 from .timm_models import load_timm_folder, load_timm_name
 from .weights import LoadReport
 
-# timm's names of Pillow's resampling codes, in the order of the codes
+# timm's names of Pillow's resampling filters, by Pillow's code
 PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifier:
     """Load an image classifier with one output for each label.
 
-    The head is drawn anew where the pretrained one has another number of classes. A timm model is
-    wrapped by transformers, and what `save_pretrained` writes of it loads in both libraries.
+    The head is newly initialised if the pretrained one has another number of classes. A timm model
+    is wrapped by transformers, and both libraries can load what `save_pretrained` writes.
 
     Args:
         source: Name, weights and overrides.
@@ -42,7 +42,7 @@ def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifi
         The classifier, on the CPU, in float32.
 
     Raises:
-        ValueError: If the model is not known or cannot be reached, or the weights do not fit it.
+        ValueError: If the model is unknown or cannot be downloaded, or the weights do not fit.
     """
     if source.weights is not None and source.init_scratch:
         raise ValueError("`--weights` and `--init_scratch` exclude each other: leave one out.")
@@ -89,7 +89,7 @@ def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Class
 def _load_transformers_weights(
     source: ModelSource, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, LoadReport]:
-    """Load the model's own weights, or a file's in their place; transformers knows all names."""
+    """Load the model's own weights, or instead those of a file, by transformers."""
     with tempfile.TemporaryDirectory() as folder:
         if source.weights is not None:
             config.save_pretrained(folder)
@@ -125,7 +125,7 @@ def _load_transformers_weights(
 
 
 def _transformers_head(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the name prefixes of what is not the backbone."""
+    """Return the name prefixes of everything but the backbone."""
     children = (name for name, _ in model.named_children())
     return tuple(f"{name}." for name in children if name != model.base_model_prefix)
 

@@ -1,4 +1,4 @@
-"""Whether the Hub can be reached: its client tries for more than a minute before it says no."""
+"""A quick check whether the Hub can be reached: its own client retries for over a minute."""
 
 import socket
 import threading
@@ -13,10 +13,10 @@ from huggingface_hub import constants
 
 
 def hub_is_reachable(seconds: float = 4.0) -> bool:
-    """Try to connect to the Hub, or to the proxy on the way; how slow it answers does not matter.
+    """Try to connect to the Hub, or to the proxy in between, without waiting for an answer.
 
     Args:
-        seconds: How long to try. In a thread, as looking up a name has no limit of its own.
+        seconds: Time limit. The attempt runs in a thread, as name resolution has no time limit.
     """
     url = urlsplit(constants.ENDPOINT)
     proxies = getproxies()
@@ -41,11 +41,11 @@ def hub_is_reachable(seconds: float = 4.0) -> bool:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Have both libraries look into their caches only."""
+    """Context manager in which huggingface_hub and datasets use their local caches only."""
     settings: tuple[Any, ...] = (
         constants,
         datasets.config,
-    )  # each library has read the environment at its import
+    )  # each library reads the environment when it is imported
     before = [module.HF_HUB_OFFLINE for module in settings]
     try:
         for module in settings:

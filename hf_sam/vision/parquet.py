@@ -1,4 +1,4 @@
-"""Parquet files by split."""
+"""Parquet files of a folder, found and loaded by split."""
 
 import glob
 import re
@@ -23,10 +23,10 @@ def parquet_files(root: Path, asked: Sequence[str] = ()) -> dict[str, list[Path]
 
 
 def _split_of_file(path: Path, asked: Sequence[str]) -> str:
-    """Return the topmost folder that is named for a split; else what the file is named for.
+    """Return the split of a file: by the topmost folder with a split's name, else by its own name.
 
-    That is its name without the number or up to the first hyphen, as the Hub names its files; and
-    a split of its own if it is none that is known.
+    A file's name counts without its number, or up to the first hyphen, as files on the Hub are
+    named; a name that is no known split becomes a split of its own.
     """
     name = re.sub(SHARD, "", path.stem)
     known = (split_of(part, asked) for part in (*path.parts[:-1], name, path.stem.split("-")[0]))
@@ -34,7 +34,7 @@ def _split_of_file(path: Path, asked: Sequence[str]) -> str:
 
 
 def load_parquet(files: Mapping[str, Sequence[Path]]) -> DatasetDict:
-    """Load parquet files by split, one by one: together, all would get the first one's features."""
+    """Load parquet files split by split; together, all would get the features of the first."""
     return DatasetDict(
         {
             split: datasets.load_dataset(

@@ -1,4 +1,4 @@
-"""timm's models, built or loaded, and handed to transformers so that both libraries load them."""
+"""timm models, built or loaded, and wrapped by transformers so that both libraries load them."""
 
 import json
 import tempfile
@@ -19,7 +19,7 @@ TimmModel = Any  # timm carries no types
 
 
 def load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifier:
-    """Load a model that timm lists, its weights from the Hub, a file, or not at all."""
+    """Load a model by its timm name, with weights from the Hub, from a file, or without any."""
     name = source.name.removeprefix("timm/")
     pretrained_cfg = timm.get_pretrained_cfg(name)
     if source.own_weights and not pretrained_cfg.has_weights:
@@ -38,7 +38,7 @@ def load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifie
 
 
 def load_timm_folder(folder: Path, source: ModelSource, label_names: Sequence[str]) -> Classifier:
-    """Load a folder that timm or transformers' timm wrapper has saved."""
+    """Load a model folder that timm or transformers' timm wrapper has saved."""
     config = json.loads((folder / "config.json").read_text())
     pretrained_cfg = config.get("pretrained_cfg", {})
     kwargs = dict(config.get("model_args") or {})
@@ -60,13 +60,13 @@ def load_timm_folder(folder: Path, source: ModelSource, label_names: Sequence[st
 
 
 def _timm_kwargs(source: ModelSource, *, fixed_size: bool) -> dict[str, Any]:
-    """Return the arguments of timm.create_model; a ViT must be built for its image size."""
+    """Return the arguments of timm.create_model; a ViT is built for one image size."""
     size = {"img_size": source.image_size} if fixed_size and source.image_size else {}
     return {**size, **source.model_kwargs}
 
 
 def _create_timm(name: str, kwargs: Mapping[str, Any], **common: Any) -> TimmModel:
-    """Build a timm model, or say that `kwargs` do not suit it."""
+    """Build a timm model; raise a ValueError if it does not take `kwargs`."""
     require_rgb(kwargs)
     try:
         return timm.create_model(name, **common, **kwargs)
@@ -91,10 +91,10 @@ def _wrap_timm(
     label_names: Sequence[str],
     report: LoadReport,
 ) -> Classifier:
-    """Hand a timm model to transformers by a folder in timm's format.
+    """Wrap a timm model by transformers, by way of a temporary folder in timm's format.
 
-    Only a model that came from such a folder is saved under timm's own tensor names; and timm reads
-    neither a null `model_args` nor a config without the entries that are filled in here.
+    Only a model loaded from such a folder is saved with timm's own tensor names; and timm needs the
+    config entries that are filled in here, and a `model_args` that is not null.
     """
     data_config = resolve_data_config(source.data_options, timm_model.pretrained_cfg)
     pretrained_cfg = {

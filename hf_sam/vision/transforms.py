@@ -1,4 +1,4 @@
-"""From an image to what the network sees, by timm's transforms."""
+"""Image transforms for training and evaluation, built from timm's."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,7 +15,7 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy, Compose, Rand
 from .classifier import SQUASHED
 from .dataset import Transform
 
-POLICIES = ("original", "v0", "3a", "rand", "augmix")  # timm's, by the start of their names
+POLICIES = ("original", "v0", "3a", "rand", "augmix")  # first parts of timm's policy names
 
 
 def build_transforms(
@@ -33,20 +33,21 @@ def build_transforms(
     Args:
         data_config: `input_size` (3, height, width), `mean`, `std`, `interpolation`,
             `crop_pct`, `crop_mode`.
-        crop_scale: Share of the image's area that a random resized crop covers, least and most;
-            the sides' ratio is 3/4 to 4/3. The default is the ImageNet preprocessing of the paper.
+        crop_scale: Smallest and largest fraction of the image's area that a random resized crop
+            covers; its aspect ratio is 3/4 to 4/3. The default is the paper's for ImageNet.
         horizontal_flip: Probability of a flip.
         auto_augment: A policy: `cifar10` (arXiv 1805.09501, of that data set), or timm's name of
             one: `original` for ImageNet's AutoAugment, `rand-m9-mstd0.5` for RandAugment.
         crop_padding: Resize to `input_size`, pad by this many pixels and crop, in place of the
             resized crop; `crop_scale` is not used then.
-        cutout: Side in pixels of a square that is blanked after all else (arXiv 1708.04552).
-        squash: Distort images of any shape to a square, so that nothing is cut off in evaluation.
-            A resized crop is one of the squashed image then: its sides' ratio, divided by that of
-            the image's sides, is 3/4 to 4/3.
+        cutout: Side in pixels of a square that is blanked at the end (arXiv 1708.04552).
+        squash: Resize whole images of any shape to a square, so that evaluation cuts nothing off.
+            A resized crop is then taken from the squashed image: its aspect ratio divided by the
+            image's is 3/4 to 4/3.
 
     Returns:
-        Crop, flip, policy and cutout; and resize and centre crop. Both normalise.
+        The training transform (crop, flip, policy, cutout) and the evaluation transform (resize,
+        centre crop). Both normalise.
     """
     if squash:
         data_config = {**data_config, **SQUASHED}
@@ -81,7 +82,7 @@ def build_transforms(
 
 
 def _require_policy(name: str | None) -> None:
-    """Refuse what timm would take for another policy, or fail at in mid-training."""
+    """Raise a ValueError for a name that timm would misread, or fail at during training."""
     if not (name is None or name.startswith(POLICIES)):
         raise ValueError(
             f"`auto_augment` must be cifar10 or a policy of timm ({', '.join(POLICIES)}), got "
@@ -90,15 +91,15 @@ def _require_policy(name: str | None) -> None:
 
 
 def resize_whole(data_config: Mapping[str, Any]) -> Resize:
-    """Return the resize that padded crops begin with: of the whole image, whatever its shape."""
+    """Return the resize of a whole image to `input_size`, with which padded crops begin."""
     interpolation = str_to_interp_mode(data_config["interpolation"])
     return Resize(data_config["input_size"][1:], interpolation)
 
 
 class SquashedCrop(RandomResizedCropAndInterpolation):
-    """timm's random resized crop of the image as if it had been resized to a square before.
+    """timm's random resized crop, as if the image had been resized to a square before.
 
-    Cut out of the image itself, so that it is resampled once and loses no detail.
+    The crop is cut out of the original image, so that it is resampled only once.
     """
 
     @staticmethod
@@ -113,7 +114,7 @@ class SquashedCrop(RandomResizedCropAndInterpolation):
 
 
 def blank_square(image: Tensor, *, side: int) -> Tensor:
-    """Set a square to 0, the mean; its centre is drawn in the image, so a part may fall outside.
+    """Set a random square to 0, the mean; its centre is in the image, a part may be outside.
 
     Args:
         image: (3, height, width), normalised.
@@ -145,7 +146,7 @@ def soft_cross_entropy(
         labels: (N,) integers or (N, classes) probabilities.
         num_items_in_batch: The Trainer's count of label entries in the window; None for the mean
             over `labels`.
-        label_smoothing: Share of the label's mass that is spread over all classes.
+        label_smoothing: Fraction of the label's probability that is spread over all classes.
 
     Returns:
         The loss of shape (): the mean over the window's examples.

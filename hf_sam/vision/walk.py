@@ -1,4 +1,4 @@
-"""All files below a folder, each once: links are followed, what is hidden is counted and left."""
+"""Search for files below a folder: follows links, skips hidden files, finds each file once."""
 
 import os
 from collections import Counter
@@ -7,20 +7,20 @@ from pathlib import Path
 
 
 class Walk:
-    """Finds files, and remembers over several folders which ones it has found and left out."""
+    """Finds files in one or more folders, and counts those that it leaves out."""
 
     def __init__(self, suffixes: frozenset[str]) -> None:
-        """Look for files of these kinds, such as `.png`; a name may have capitals."""
+        """Set the suffixes to search for, such as `.png`; upper and lower case are the same."""
         self.suffixes = suffixes
-        self.left_out: Counter[str] = Counter()  # number of files, by what is said of them
-        self.found: set[tuple[int, int]] = set()  # device and number of each file
+        self.left_out: Counter[str] = Counter()  # number of files, by reason
+        self.found: set[tuple[int, int]] = set()  # device and inode of each file
 
     def files(self, folder: Path, *, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-        """Yield the files of the kinds looked for in a folder and all below, in order of names.
+        """Yield the files with these suffixes in a folder and its subfolders, in order of names.
 
         Args:
-            folder: Where to look.
-            above: The real paths of the folders it is in: a link back to one of them ends there.
+            folder: Where to search.
+            above: The real paths of its parents; a link back to one of them is not followed.
         """
         real = folder.resolve()
         if real in above:
@@ -36,7 +36,7 @@ class Walk:
                 self.left_out[f"in the hidden folder {path.name}"] += hidden
 
     def _is_wanted(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a file is of a kind looked for and was not found before; if not, count it."""
+        """Whether a file has one of the suffixes and is new; counts it if not."""
         suffix = Path(entry.name).suffix.lower()
         reason = None
         if is_hidden(Path(entry.name)):
@@ -60,17 +60,17 @@ class Walk:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders directly in a folder, links to folders too, hidden ones not."""
+    """Return the subfolders of a folder, including links to folders, without hidden ones."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a name is one that programs give to what is not for the user's eyes."""
+    """Whether a file or folder is hidden, or macOS metadata in an archive."""
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def _is_text(path: str) -> bool:
-    """Whether a path can be written down; Python marks the bytes that cannot."""
+    """Whether a path is valid UTF-8; Python marks other bytes by surrogates."""
     try:
         path.encode()
     except UnicodeEncodeError:

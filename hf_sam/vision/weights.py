@@ -1,4 +1,4 @@
-"""A weights file put into a model, and the report of what fitted."""
+"""Loading of a weights file into a model, with a report of the tensors that fitted."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-TIMM_PREFIX = "timm_model."  # transformers' wrapper puts it before timm's own tensor names
+TIMM_PREFIX = "timm_model."  # of tensor names in transformers' timm wrapper
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which tensors of a model got pretrained values."""
+    """Report of which tensors of a model were loaded from pretrained weights."""
 
     loaded: int  # number of tensors
-    missing: tuple[str, ...]  # in the model, not in the weights: drawn anew
+    missing: tuple[str, ...]  # in the model, not in the weights: newly initialised
     unexpected: tuple[str, ...]  # in the weights, not in the model: ignored
     head_drawn_anew: bool
 
     def __str__(self) -> str:
-        """Say it in one line, with the first few names of each kind."""
+        """Format as one line, with the first few names of each kind."""
         if not self.loaded:
             return f"no pretrained weights: all {len(self.missing)} tensors drawn anew"
         head = "head drawn anew" if self.head_drawn_anew else "head kept"
@@ -45,13 +45,13 @@ def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> Loa
     Args:
         model: Changed in place.
         weights: The file.
-        head: Name prefixes of the head's tensors, which may have another shape in the file.
+        head: Name prefixes of the head's tensors, whose shapes may differ in the file.
 
     Returns:
         What was loaded, missing and unexpected.
 
     Raises:
-        ValueError: If the file cannot be read, none of its tensors fits, or one that is not of the
+        ValueError: If the file cannot be read, none of its tensors fits, or a tensor outside of the
             head has another shape.
     """
     try:
@@ -86,7 +86,7 @@ def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> Loa
 
 
 def _resample_positions(model: Any, given: dict[str, Tensor]) -> None:
-    """Bring a square grid of absolute positions to another number of patches; else do nothing."""
+    """Resample a square grid of absolute position embeddings to the model's number of patches."""
     positions, own = given.get("pos_embed"), getattr(model, "pos_embed", None)
     if positions is None or own is None or positions.shape[::2] != own.shape[::2]:
         return

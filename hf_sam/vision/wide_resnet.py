@@ -1,4 +1,4 @@
-"""Residual networks for images of 32x32 pixels, registered with timm: it has none of its own."""
+"""Residual networks for images of 32x32 pixels (CIFAR), registered with timm, which has none."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ CIFAR10_CFG = {
     "first_conv": "stem.conv",
     "classifier": "head.fc",
 }
-default_cfgs = dict.fromkeys(CIFAR_NETWORKS, CIFAR10_CFG)  # where timm looks
+default_cfgs = dict.fromkeys(CIFAR_NETWORKS, CIFAR10_CFG)  # timm reads this name
 
 
 class CifarResNet(ResNetV2):
-    """timm's ResNet of pre-activation blocks (arXiv 1603.05027) behind one 3x3 convolution.
+    """timm's ResNet of pre-activation blocks (arXiv 1603.05027), the stem one 3x3 convolution.
 
-    timm's own stems shrink an image fourfold, which leaves little of 32 pixels.
+    timm's own stems reduce an image by a factor of four, too much for 32 pixels.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class CifarResNet(ResNetV2):
         batch_norm: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Build it.
+        """Build the network.
 
         Args:
-            layers: Blocks of each stage.
+            layers: Number of blocks of each stage.
             channels: Width of each stage; from the second on, a stage halves the image.
-            batch_norm: Without it each residual branch begins at zero, which keeps the activations'
-                size through the depth (arXiv 2002.10444).
+            batch_norm: Whether to normalise. If not, residual branches are initialised to zero,
+                which keeps the activations' size through the depth (arXiv 2002.10444).
             **kwargs: Those of timm's ResNetV2.
         """
         super().__init__(
@@ -62,7 +62,7 @@ class CifarResNet(ResNetV2):
 
 
 def activation_only(features: int, **kwargs: Any) -> nn.Module:
-    """Build what stands where timm's networks have a normalisation with an activation."""
+    """Build a ReLU in place of timm's normalisation layer with activation."""
     return nn.ReLU()
 
 
@@ -87,7 +87,7 @@ def resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
 
 
 def wide_resnet10_2_no_norm(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """Build a WRN-10-2 without normalisation: its Hessian is not confounded by BatchNorm.
+    """Build a WRN-10-2 without normalisation, whose Hessian is not affected by BatchNorm.
 
     The paper's spectra (section 4.2 of arXiv 2010.01412) are of a WRN-40-10 without it.
     """

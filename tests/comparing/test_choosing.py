@@ -17,7 +17,7 @@ from hf_sam.comparing.comparison import Comparison, Result
 from hf_sam.comparing.paired import McNemar, mcnemar, paired_table
 from hf_sam.comparing.plan import parse_plan
 from hf_sam.finetuning import finetune
-from hf_sam.finetuning.folder import FolderInUseError, asked, note_options
+from hf_sam.finetuning.folder import FolderInUseError, run_options, write_options
 from hf_sam.finetuning.image_errors import ErrorsOfRun
 from hf_sam.reporting.model_card import RunRecord
 from hf_sam.vision import Splits
@@ -258,7 +258,7 @@ def test_what_another_process_trains_is_not_touched(
     words += ["--seeds", "1", "--arms", "base", "sam"]
     made = parse_plan(words)
     folder.mkdir(parents=True)
-    note_options(folder, asked(*made.parsed({"rho": "0", "seed": "0"})), resumed=False)
+    write_options(folder, run_options(*made.parsed({"rho": "0", "seed": "0"})), resumed=False)
     code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path; import time\n"
     code += f"with claimed(Path({str(folder)!r})):\n"
     code += f"    Path({str(folder / 'half')!r}).touch(); print('held', flush=True); time.sleep(60)"

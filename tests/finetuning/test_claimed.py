@@ -123,7 +123,7 @@ def test_what_was_written_meanwhile_stays(tmp_path: Path) -> None:
         raise RuntimeError
     assert (tmp_path / "a" / "b" / "checkpoint-1").is_dir()
     with pytest.raises(RuntimeError), claimed(tmp_path / "c" / "d"):
-        folder.note_options(tmp_path / "c" / "d", {}, resumed=False)
+        folder.write_options(tmp_path / "c" / "d", {}, resumed=False)
         raise RuntimeError
     assert not (tmp_path / "c").exists()
 

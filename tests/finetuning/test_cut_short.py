@@ -25,7 +25,7 @@ from hf_sam.comparing import compare
 from hf_sam.finetuning import finetune
 from hf_sam.finetuning.checkpoints import last_complete
 from hf_sam.finetuning.disk import DiskFullError, full_disk_named
-from hf_sam.finetuning.keeping import Keeping
+from hf_sam.finetuning.rotation import CheckpointRotation
 
 LAST = ["--resume_from_checkpoint", "last"]
 
@@ -256,7 +256,9 @@ def test_the_oldest_whole_checkpoints_go(
     state = TrainerState(global_step=8)
     if best is not None:
         state.best_model_checkpoint = f"somewhere/{tmp_path.name}/checkpoint-{best}"
-    Keeping(limit).on_save(SAMConfig(str(tmp_path), use_cpu=True), state, TrainerControl())
+    CheckpointRotation(limit).on_save(
+        SAMConfig(str(tmp_path), use_cpu=True), state, TrainerControl()
+    )
     assert {int(path.name.split("-")[1]) for path in tmp_path.iterdir()} == left
 
 
@@ -265,9 +267,9 @@ def test_the_place_of_a_checkpoint_is_cleared_before(tmp_path: Path) -> None:
     old, other = checkpoint_of(tmp_path, 4), checkpoint_of(tmp_path, 2)
     control = TrainerControl(should_save=True)
     args, state = SAMConfig(str(tmp_path), use_cpu=True), TrainerState(global_step=4)
-    Keeping(2).on_step_end(args, state, TrainerControl())
+    CheckpointRotation(2).on_step_end(args, state, TrainerControl())
     assert old.exists()
-    Keeping(2).on_step_end(args, state, control)
+    CheckpointRotation(2).on_step_end(args, state, control)
     assert other.exists() and not old.exists()
 
 

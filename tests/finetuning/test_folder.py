@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState
 from hf_sam.comparing.cards import write_comparison_card
 from hf_sam.comparing.comparison import Comparison, Result
 from hf_sam.finetuning import finetune
-from hf_sam.finetuning.folder import asked, claimed, has_ended
+from hf_sam.finetuning.folder import claimed, has_ended, run_options
 from hf_sam.finetuning.options import parse_options
 from hf_sam.finetuning.stopwatch import Stopwatch
 from hf_sam.reporting.model_card import RunRecord, write_json
@@ -68,7 +68,7 @@ def test_going_on_with_other_options_is_refused(data: Path, tmp_path: Path) -> N
 
 def test_a_record_from_before_an_option_goes_on(tmp_path: Path) -> None:
     """It has done what the option's default does, and no other value."""
-    made = asked(*parse_options([*TINY, "--output_dir", str(tmp_path)]))
+    made = run_options(*parse_options([*TINY, "--output_dir", str(tmp_path)]))
     older = {name: value for name, value in made.items() if name not in ("label_noise", "squash")}
     assert older != made
     write_json(tmp_path / "options.json", older)

@@ -16,11 +16,11 @@ from huggingface_hub import HfApi, ModelCard
 from images import TINY, message_of, write_parquet
 from places import ROOT
 
-from hf_sam.finetuning.folder import asked
+from hf_sam.finetuning.arguments import without_options
+from hf_sam.finetuning.folder import run_options
 from hf_sam.finetuning.hub import OF_THE_HUB, HubError, push
 from hf_sam.finetuning.options import parse_options
 from hf_sam.finetuning.record import command_of
-from hf_sam.finetuning.words import without_options
 
 SESSION = str(ROOT / "tests" / "support" / "hub_session.py")
 PUBLISHED = {"README.md", "config.json", "model.safetensors", "run.json", "all_results.json"}
@@ -217,8 +217,10 @@ def test_where_a_run_is_pushed_is_no_part_of_it() -> None:
     assert without_options(words, *OF_THE_HUB) == told
     assert command_of("compare", words) == f"hf-sam compare {' '.join(told)}"
     local = ["--data_dir", "images", "--max_steps", "9"]
-    runs = [asked(*parse_options([*local, *more])) for more in ([], ["--hub_model_id", "a/b"])]
-    assert runs[0] == runs[1] != asked(*parse_options([*local, "--rho", "0.3"]))
+    runs = [
+        run_options(*parse_options([*local, *more])) for more in ([], ["--hub_model_id", "a/b"])
+    ]
+    assert runs[0] == runs[1] != run_options(*parse_options([*local, "--rho", "0.3"]))
 
 
 def test_no_token_is_written_anywhere(

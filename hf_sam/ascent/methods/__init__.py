@@ -1,4 +1,8 @@
-"""The methods that a user can name, and how their arguments are read."""
+"""Implements the methods of the SAM family, one file each, and parses their arguments.
+
+A new method subclasses `Method` in a file of its own, is added to `METHODS` here, and needs a
+reference implementation in `tests/support/oracles.py`.
+"""
 
 import dataclasses
 import re
@@ -30,14 +34,14 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method_of(name: str, arguments: str | None) -> Method:
-    """Return the method that a user has named, with its arguments.
+    """Return a method by its name, with its arguments.
 
     Args:
         name: From `METHODS`.
         arguments: `alpha=0.4,beta=1`, as `optim_args` is written; None for the defaults.
 
     Raises:
-        ValueError: Saying what is unknown or out of its range, and what there is.
+        ValueError: If a name is unknown or a value out of its range; lists the valid ones.
     """
     if not isinstance(name, str) or name not in METHODS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""FriendlySAM: the ascent leaves out what all batches have in common."""
+"""FriendlySAM: removes the gradient's moving average from the ascent direction."""
 
 import math
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from .method import Memory, Method, recall, remember, require
 class FriendlySAM(Method):
     """Friendly SAM (Li et al., arXiv 2403.12350, algorithm 1).
 
-    The average m over steps estimates the full gradient; the ascent goes along g - sigma m. m
-    starts at 0 and is brought up to date by the present g first, as in the paper. The official code
-    subtracts the m before that and starts it at the first g: for sigma 1 the direction of the paper
-    but for that start. m moves at the steps that ascend.
+    m, a moving average over the steps, estimates the full-batch gradient; the ascent direction is
+    g - sigma m. m starts at 0 and is updated by the current g first, as in the paper. The official
+    code subtracts m before the update and starts it at the first g: for sigma 1 that is the paper's
+    direction apart from the start. m is updated at the steps that ascend.
 
     Cost: two forward-backward passes where it ascends, and one copy of the gradient.
     """
 
-    sigma: float = 1.0  # share of m that is left out; 0 is SAM
+    sigma: float = 1.0  # factor of the m that is subtracted; 0 is SAM
     decay: float = 0.9  # of m, the paper's lambda
 
     scope: ClassVar[str] = "global"
@@ -43,7 +43,7 @@ class FriendlySAM(Method):
         scale: Tensor | float,
         memory: Memory,
     ) -> list[Tensor | None]:
-        """Bring m up to date and return g - sigma m, both without the loss scale."""
+        """Update m and return g - sigma m, both without the loss scale."""
         if self.sigma == 0:
             return clean_grad
         gradient = combine(clean_grad, 1.0 / scale, [None] * len(names), 0.0)

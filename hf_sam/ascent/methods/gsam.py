@@ -1,4 +1,4 @@
-"""GSAM: the perturbed gradient, less a share of the clean gradient's part orthogonal to it."""
+"""GSAM: subtracts from the perturbed gradient the clean gradient's component orthogonal to it."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class GSAM(Method):
     lowers rho with the learning rate: `rho_schedule`.
     """
 
-    alpha: float = 0.4  # share of the orthogonal part; 0 is SAM
+    alpha: float = 0.4  # factor of the orthogonal component; 0 is SAM
 
     scope: ClassVar[str] = "global"
     keeps_clean_grad: ClassVar[bool] = True
@@ -38,15 +38,15 @@ class GSAM(Method):
 def gsam_gradient(
     perturbed_grad: Vector, clean_grad: Vector, *, alpha: float
 ) -> list[Tensor | None]:
-    """Return g_p - alpha (g - (<g, g_p> / ||g_p||^2) g_p), in the memory of g_p.
+    """Return g_p - alpha (g - (<g, g_p> / ||g_p||^2) g_p), reusing the memory of g_p.
 
-    This is the paper's rule and that of the official code, which decomposes on each device what is
-    averaged after; here both gradients are those of the effective batch.
+    This is the formula of the paper and of the official code. That code applies it on each device,
+    before averaging; here both gradients are those of the effective batch.
 
     Args:
         perturbed_grad: g_p, one tensor for each parameter, or None. Consumed.
         clean_grad: g, aligned with it.
-        alpha: Share of the orthogonal part.
+        alpha: Factor of the orthogonal component.
     """
     square = inner_product(perturbed_grad, perturbed_grad).clamp(min=NORM_FLOOR**2)
     parallel = inner_product(clean_grad, perturbed_grad) / square

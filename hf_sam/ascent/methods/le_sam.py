@@ -1,4 +1,4 @@
-"""LE-SAM: a budget in units of the loss in place of the radius."""
+"""LE-SAM: sets the rise of the loss instead of the radius of the perturbation."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,13 +17,14 @@ class LESAM(Method):
     largest radius. `rho_schedule` lowers sigma and rho by the same factor (the paper lowers sigma
     alone, along a cosine, over its last epochs).
 
-    Under accumulation the radius is too small by the number of micro-batches for a model that
-    accepts `num_items_in_batch` and ignores it (BERT, T5), as the Trainer does not divide its loss.
+    With gradient accumulation, the radius is too small by a factor of the number of micro-batches
+    for models that accept `num_items_in_batch` and ignore it (BERT, T5), as the Trainer does not
+    divide their loss.
 
     Cost: two forward-backward passes where it ascends.
     """
 
-    sigma: float = 0.0  # rise of the loss that is aimed at; has no default that fits all
+    sigma: float = 0.0  # target rise of the loss; required, as no default fits all losses
 
     is_euclidean: ClassVar[bool] = True
     source: ClassVar[str] = "arXiv 2605.10183"

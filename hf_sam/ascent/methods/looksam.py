@@ -1,4 +1,4 @@
-"""LookSAM: between two ascents, the last one's effect is used again."""
+"""LookSAM: reuses the effect of the last ascent at the steps between two ascents."""
 
 import math
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from .method import Memory, Method, recall, remember, require
 class LookSAM(Method):
     """LookSAM (Liu et al., arXiv 2203.02714, algorithm 1) on the global norm.
 
-    Its k is `ascent_interval`. At an ascent the part of the perturbed gradient orthogonal to the
-    clean one is kept, g_v; at the steps between, it is added, scaled to the gradient of that step.
-    (The paper scales each layer by its own norms in LookLayerSAM, which is not built.) A parameter
-    that g_v has known gets a gradient between the ascents also where the batch does not use it.
+    Its k is `ascent_interval`. At an ascent it stores g_v, the component of the perturbed gradient
+    orthogonal to the clean one; at the steps between, it adds g_v, scaled to that step's gradient.
+    (LookLayerSAM, which scales each layer by its own norms, is not implemented.) A parameter with
+    an entry in g_v gets a gradient between ascents even if the batch does not use it.
 
     Cost: 1 + 1/k forward-backward passes a step; one copy of the gradient at an ascent, and one
-    that is kept.
+    that is stored.
     """
 
-    alpha: float = 0.1  # of the kept part; 0 is SAM at every k-th step. The paper uses 0.7
+    alpha: float = 0.1  # factor of g_v; 0 is SAM at every k-th step. The paper uses 0.7
 
     scope: ClassVar[str] = "global"
     keeps_clean_grad: ClassVar[bool] = True
@@ -42,7 +42,7 @@ class LookSAM(Method):
     def finish(
         self, params: Mapping[str, Tensor], clean_grad: Vector | None, memory: Memory
     ) -> None:
-        """Keep g_v after an ascent; add it at the steps between."""
+        """Store g_v after an ascent; add it at the steps between."""
         names = list(params)
         if clean_grad is not None:
             perturbed_grad = [param.grad for param in params.values()]
@@ -54,7 +54,7 @@ class LookSAM(Method):
 
 
 def orthogonal_part(clean_grad: Vector, perturbed_grad: Vector) -> list[Tensor | None]:
-    """Return g_v = g_s - (<g_s, g> / ||g||^2) g, in the memory of g.
+    """Return g_v = g_s - (<g_s, g> / ||g||^2) g, reusing the memory of g.
 
     Args:
         clean_grad: g, one tensor for each parameter, or None. Consumed.
@@ -66,11 +66,11 @@ def orthogonal_part(clean_grad: Vector, perturbed_grad: Vector) -> list[Tensor |
 
 
 def looksam_gradient(gradient: Vector, unit: Vector, *, alpha: float) -> list[Tensor | None]:
-    """Return g + alpha ||g|| g_v / ||g_v||, in the memory of g.
+    """Return g + alpha ||g|| g_v / ||g_v||, reusing the memory of g.
 
     Args:
         gradient: g, one tensor for each parameter, or None. Consumed.
         unit: g_v / ||g_v||, aligned with it.
-        alpha: Share.
+        alpha: Factor of g_v, relative to ||g||.
     """
     return combine(gradient, 1.0, unit, alpha * gradient_norm(gradient))

@@ -1,4 +1,4 @@
-"""What a method may do otherwise than SAM, at the points where the trainer asks it."""
+"""The interface of a method: where the trainer lets it differ from SAM."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from ..perturbation import put_gradients, take_gradients
 from ..shards import local
 from ..vectors import NORM_FLOOR, Vector, as_dense, gradient_norm
 
-# What a method keeps from one step to the next: by parameter name, of the parameter's shape. It is
-# saved in the checkpoint, in a file of its own.
+# The state that a method keeps between steps: by parameter name, of the parameter's shape. Saved in
+# the checkpoint, in a file of its own.
 Memory = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Method:
-    """SAM itself (arXiv 2010.01412), and what each other method overrides.
+    """SAM (arXiv 2010.01412), and the base class of the other methods.
 
     Cost: two forward-backward passes where it ascends.
     """
 
-    # Whether an ascent takes a clean pass; without one its direction must be known beforehand.
+    # Whether an ascent makes a clean pass; without one its direction must be known beforehand.
     has_clean_pass: ClassVar[bool] = True
-    # What shares a perturbation where the user does not say.
+    # The `ascent_scope` unless the user sets one.
     scope: ClassVar[str] = "micro_batch"
-    # Whether `finish` needs the clean gradient beside the perturbed one: a copy of the gradient.
+    # Whether `finish` needs the clean gradient too, which costs a copy of the gradient.
     keeps_clean_grad: ClassVar[bool] = False
-    # Whether `finish` has something to do at the steps without an ascent too.
+    # Whether `finish` also acts at steps without an ascent.
     acts_at_every_step: ClassVar[bool] = False
-    # Whether it keeps something from step to step.
+    # Whether it keeps state between steps.
     has_memory: ClassVar[bool] = False
-    # What a model card cites.
+    # The reference on a model card.
     source: ClassVar[str] = "arXiv 2010.01412"
-    # Whether its rule is written for the Euclidean ball only.
+    # Whether its formula holds for the L2 norm only.
     is_euclidean: ClassVar[bool] = False
 
     @property
@@ -45,24 +45,24 @@ class Method:
 
     @property
     def probability(self) -> float:
-        """The probability with which a step that is due ascends."""
+        """Probability of an ascent at a step where one is due."""
         return 1.0
 
     def require_valid(self) -> None:
-        """Raise a ValueError for the first argument that breaks its rule."""
+        """Raise a ValueError for the first invalid argument."""
 
     def require_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raise a ValueError if the base optimizer lacks what the method reads from it."""
+        """Raise a ValueError if the base optimizer lacks the state that the method reads."""
 
     def known_direction(
         self, params: Mapping[str, Tensor], state: Mapping[Any, Any], memory: Memory
     ) -> list[Tensor | None]:
-        """Return the direction of an ascent without a clean pass; all None where there is none.
+        """Return the ascent direction of a method without a clean pass; all None if none is known.
 
         Args:
             params: The trainable parameters by name.
-            state: The base optimizer's, by parameter, to be read only.
-            memory: What the method has kept.
+            state: The base optimizer's state, by parameter; not to be changed.
+            memory: The method's state.
         """
         raise AssertionError("only called where has_clean_pass is False")
 
@@ -73,28 +73,28 @@ class Method:
         scale: Tensor | float,
         memory: Memory,
     ) -> list[Tensor | None]:
-        """Return the direction of the ascent, in the memory of the clean gradient.
+        """Return the direction of the ascent, reusing the memory of the clean gradient.
 
         Args:
-            names: Of the parameters.
+            names: Names of the parameters.
             clean_grad: Aligned with `names`. Consumed.
-            scale: What the mean loss was multiplied by before the backward pass.
-            memory: What the method keeps; changed.
+            scale: Factor by which the mean loss was multiplied before the backward pass.
+            memory: The method's state; updated.
         """
         return clean_grad
 
     def share_of_rho(self, rho: float, share: float, grad_norm: Tensor) -> Tensor | None:
-        """Return the share of rho that is used, of shape (); None for all of it.
+        """Return the fraction of rho to use, of shape (); None for all of it.
 
         Args:
             rho: The radius at this step.
-            share: What `rho_schedule` has left of the radius.
+            share: Radius at this step divided by the initial one (`rho_schedule`).
             grad_norm: L2 norm of the clean gradient of the mean loss, of shape ().
         """
         return None
 
     def descent(self, perturbed_grad: Vector, clean_grad: Vector) -> Vector:
-        """Return the gradient to descend along, where `keeps_clean_grad`.
+        """Return the gradient for the descent, of a method that keeps the clean gradient.
 
         Args:
             perturbed_grad: Of the effective batch, one tensor for each parameter. Consumed.
@@ -105,13 +105,13 @@ class Method:
     def finish(
         self, params: Mapping[str, Tensor], clean_grad: Vector | None, memory: Memory
     ) -> None:
-        """Change or remember the descent gradient in `p.grad`, before it is clipped and applied.
+        """Change or store the descent gradient in `p.grad`, before it is clipped and applied.
 
         Args:
             params: The trainable parameters by name.
-            clean_grad: Of the effective batch, aligned with `params`, where `keeps_clean_grad` and
-                the step has ascended; else None.
-            memory: What the method keeps; changed.
+            clean_grad: Of the effective batch, aligned with `params`, if `keeps_clean_grad` and the
+                step has ascended; else None.
+            memory: The method's state; updated.
         """
         if clean_grad is not None:
             perturbed_grad = take_gradients(params.values())
@@ -119,32 +119,32 @@ class Method:
 
 
 def require(is_right: bool, argument: str, rule: str, value: float, remedy: str) -> None:
-    """Raise a ValueError unless a method's argument is right.
+    """Raise a ValueError unless a method's argument is valid.
 
     Args:
-        is_right: Whether it is.
-        argument: `name` of method.
-        rule: What it must be.
-        value: What it is.
+        is_right: Whether it is valid.
+        argument: Its name and method, as "`alpha` of gsam".
+        rule: The valid values.
+        value: The given value.
         remedy: What to set instead.
 
     Raises:
-        ValueError: Saying rule, value and remedy.
+        ValueError: With rule, value and remedy.
     """
     if not is_right:
         raise ValueError(f"{argument} must be {rule}, got {value!r}: {remedy}.")
 
 
 def remember(memory: Memory, names: list[str], vector: Vector, *, unit: bool = False) -> None:
-    """Keep a copy of a vector, unless it is not finite: then what was kept before stays.
+    """Store a copy of a vector in a method's state; if it is not finite, keep the old values.
 
-    An overflow under a gradient scaler must not spoil the steps after it.
+    So an overflow under a gradient scaler does not corrupt the following steps.
 
     Args:
-        memory: Changed.
-        names: Of the parameters.
+        memory: The method's state; updated.
+        names: Names of the parameters.
         vector: Aligned with `names`.
-        unit: Whether to divide it by its L2 norm, which takes the loss scale out of it.
+        unit: Whether to divide it by its L2 norm, which removes the loss scale.
     """
     norm = gradient_norm(vector)
     is_finite = torch.isfinite(norm)
@@ -159,5 +159,5 @@ def remember(memory: Memory, names: list[str], vector: Vector, *, unit: bool = F
 
 
 def recall(memory: Memory, names: Iterable[str]) -> list[Tensor | None]:
-    """Return what is kept, aligned with `names`; None where nothing is."""
+    """Return the stored tensors, aligned with `names`; None where there is none."""
     return [memory.get(name) for name in names]

@@ -1,4 +1,4 @@
-"""MSAM: the base optimizer's momentum is the direction of the ascent."""
+"""MSAM: ascends along the base optimizer's momentum, without a clean pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class MSAM(Method):
 
     v is the momentum of torch's SGD (`momentum_buffer`) or of Adam and AdamW (`exp_avg`), of all
     parameters as one vector; the sign is the paper's. The first step is the base optimizer's. The
-    official code leaves the weights perturbed between the steps; here they are w whenever anything
-    else looks. `loss` is that at w + epsilon, and no sharpness is logged.
+    official code leaves the weights perturbed between steps; here they are w outside of the
+    training step. `loss` is that at w + epsilon, and no sharpness is logged.
 
     Cost: one forward-backward pass, and the memory of one copy of the trainable parameters.
     """

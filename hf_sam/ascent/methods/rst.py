@@ -1,4 +1,4 @@
-"""RST: a coin decides whether a step ascends."""
+"""RST: ascends at randomly drawn optimizer steps."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,8 +10,8 @@ from .method import Method, require
 class RST(Method):
     """Randomized sharpness-aware training (Zhao et al., arXiv 2203.09962), constant probability.
 
-    The coin is a function of the run's seed and the step: all ranks see the same, and a resumed run
-    sees those of an uninterrupted one.
+    The draw depends on the run's seed and the step only: all ranks get the same result, and a
+    resumed run the results of an uninterrupted one.
 
     Cost: 1 + p forward-backward passes a step on average.
     """
@@ -22,7 +22,7 @@ class RST(Method):
 
     @property
     def probability(self) -> float:
-        """The probability with which a step that is due ascends."""
+        """Probability of an ascent at a step where one is due."""
         return self.p
 
     def require_valid(self) -> None:

@@ -1,4 +1,4 @@
-"""S2-SAM: the gradient of the step before is the direction of the ascent."""
+"""S2-SAM: ascends along the previous step's gradient, without a clean pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from .method import Memory, Method, recall, remember
 class S2SAM(Method):
     """Single-step SAM (Ji et al., NeurIPS 2024): epsilon_t = rho g_(t-1) / ||g_(t-1)||.
 
-    g_(t-1) is the descent gradient of the last step, before clipping: for a step with an ascent
-    that at w + epsilon. The first step is the base optimizer's. `loss` is that at w + epsilon, and
-    no sharpness is logged.
+    g_(t-1) is the descent gradient of the last step, before clipping: after an ascent, the gradient
+    at w + epsilon. The first step is the base optimizer's. `loss` is that at w + epsilon, and no
+    sharpness is logged.
 
-    Cost: one forward-backward pass, and one copy of the gradient that is kept.
+    Cost: one forward-backward pass, and one stored copy of the gradient.
     """
 
     has_clean_pass: ClassVar[bool] = False
@@ -36,5 +36,5 @@ class S2SAM(Method):
     def finish(
         self, params: Mapping[str, Tensor], clean_grad: Vector | None, memory: Memory
     ) -> None:
-        """Keep the gradient for the next step."""
+        """Store the gradient for the next step."""
         remember(memory, list(params), [param.grad for param in params.values()])

@@ -1,4 +1,4 @@
-"""WSAM: sharpness as a regulariser with a weight of its own."""
+"""WSAM: adds the sharpness to the loss with a weight of its own."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,9 +13,9 @@ from .method import Method, require
 class WSAM(Method):
     """Weighted SAM (Yue et al., arXiv 2305.15817) in its coupled form.
 
-    The loss is L + gamma / (1 - gamma) times the sharpness, and its gradient goes through the base
-    optimizer; the paper's decoupled form, which steps along the sharpness past the base optimizer,
-    would change that optimizer and is not built.
+    The loss is L + gamma / (1 - gamma) times the sharpness, and the base optimizer applies its
+    gradient. The paper's decoupled form, in which the sharpness bypasses the base optimizer, would
+    change that optimizer and is not implemented.
 
     Cost: two forward-backward passes where it ascends, and one copy of the gradient.
     """
@@ -40,7 +40,7 @@ class WSAM(Method):
 def wsam_gradient(
     perturbed_grad: Vector, clean_grad: Vector, *, gamma: float
 ) -> list[Tensor | None]:
-    """Return a g_p + (1 - a) g with a = gamma / (1 - gamma), in the memory of g_p.
+    """Return a g_p + (1 - a) g with a = gamma / (1 - gamma), reusing the memory of g_p.
 
     Args:
         perturbed_grad: g_p, one tensor for each parameter, or None. Consumed.

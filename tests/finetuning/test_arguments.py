@@ -7,7 +7,7 @@ import yaml
 from images import message_of
 
 from hf_sam.comparing import plan
-from hf_sam.finetuning import finetune, words
+from hf_sam.finetuning import arguments, finetune
 from hf_sam.finetuning.options import parse_options
 from hf_sam.finetuning.tasks import TASKS
 
@@ -20,12 +20,12 @@ def picked(*argv: str) -> list[str]:
         said.append(record.getMessage())
         return True
 
-    type(words.logger).warning_once.cache_clear()  # each is said once a process
-    words.logger.addFilter(listen)
+    type(arguments.logger).warning_once.cache_clear()  # each is said once a process
+    arguments.logger.addFilter(listen)
     try:
         parse_options(argv)
     finally:
-        words.logger.removeFilter(listen)
+        arguments.logger.removeFilter(listen)
     return said
 
 

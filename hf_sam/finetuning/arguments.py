@@ -1,4 +1,4 @@
-"""Words of a command line: those that a recipe stands for, and those that are left out."""
+"""Command-line arguments from a YAML recipe, and removing options from command lines."""
 
 import json
 from argparse import Action
@@ -14,40 +14,40 @@ from transformers.utils import logging
 from .suggestions import near
 from .tasks import TASKS
 
-# Pairs of options that say the same thing in two ways.
+# Pairs of options that set the same thing in two ways.
 RIVALS = (
     ("num_train_epochs", "max_steps"),
     ("crop_scale", "crop_padding"),
     ("batch_size", "gradient_accumulation_steps"),
 )
 PACKAGE = Path(__file__).parent.parent
-# The YAML recipes: in a wheel inside the package, in a clone beside it.
+# The folder of the YAML recipes: inside the package in a wheel, beside it in a clone.
 RECIPES = next(p for p in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if p.is_dir())
-DICTIONARIES = ("_kwargs", "_config", "deepspeed")  # ends of the names of options that take one
+DICTIONARIES = ("_kwargs", "_config", "deepspeed")  # suffixes of options that take one
 ALSO_TRUE_OR_FALSE = ("resume_from_checkpoint",)
 logger = logging.get_logger("finetune")
 
 
-def words_of(path: Path, options: Mapping[str, Action]) -> list[str]:
-    """Return the file's options as words of a command line, which the parser checks.
+def arguments_of(path: Path, options: Mapping[str, Action]) -> list[str]:
+    """Convert the options in a YAML file to command-line arguments, which the parser then checks.
 
     Args:
         path: The file.
-        options: All that there are, by name, as the parser has them.
+        options: All options of the parser, by name.
 
     Raises:
-        ValueError: If the file cannot be read, names an option that there is not, or has a value
-            that would reach the option as another one.
+        ValueError: If the file cannot be read, names an unknown option, or has a value that the
+            parser would misread.
     """
-    words: list[str] = []
+    arguments: list[str] = []
     for name, value in _values_in(path).items():
         if name not in options:
             raise ValueError(f"unknown option {name!r} in {str(path)!r}{near(str(name), options)}")
         try:
-            words += _words(name, value, options[name])
+            arguments += _arguments(name, value, options[name])
         except ValueError as error:
             raise ValueError(f"`{name}` in {str(path)!r} must {error}") from error
-    return words
+    return arguments
 
 
 def _values_in(path: Path) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def _values_in(path: Path) -> dict[str, Any]:
     return values
 
 
-def _words(name: str, value: Any, option: Action) -> list[str]:
-    """Return an option and its value as words, or say what the value must be."""
+def _arguments(name: str, value: Any, option: Action) -> list[str]:
+    """Return an option and its value as arguments; raise a ValueError for a wrong kind of value."""
     if value is None:
         raise ValueError("have a value, got none: leave it out.")
     if isinstance(value, dict):
@@ -105,7 +105,7 @@ def _as_json(value: dict[Any, Any]) -> str:
 
 
 def recipe_of(dataset: str | None) -> Path | None:
-    """Return a known data set's recipe for one GPU and one evening, if it has one, and say so."""
+    """Return a known data set's recipe for one GPU and one evening, if there is one, and log it."""
     path = RECIPES / str(dataset) / "efficientnet_b0.yaml"
     if dataset not in TASKS or not path.is_file():
         return None
@@ -114,19 +114,19 @@ def recipe_of(dataset: str | None) -> Path | None:
     return path
 
 
-def without_options(words: Sequence[str], *beginnings: str) -> list[str]:
-    """Leave out the options whose names begin with one of these, and their values."""
-    kept, is_left_out = [], False
-    for word in words:
-        if word.startswith("--"):
-            is_left_out = word.removeprefix("--").replace("-", "_").startswith(beginnings)
-        if not is_left_out:
-            kept.append(word)
+def without_options(arguments: Sequence[str], *prefixes: str) -> list[str]:
+    """Remove the options whose names begin with one of the prefixes, and their values."""
+    kept, is_removed = [], False
+    for argument in arguments:
+        if argument.startswith("--"):
+            is_removed = argument.removeprefix("--").replace("-", "_").startswith(prefixes)
+        if not is_removed:
+            kept.append(argument)
     return kept
 
 
 def without_rivals(given: Sequence[str], argv: Sequence[str]) -> list[str]:
-    """Leave out of a file's words what a word typed by hand stands in for."""
-    typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv}
+    """Remove from a file's arguments the rivals of options that are typed on the command line."""
+    typed = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
     displaced = [other for pair in RIVALS for own, other in permutations(pair) if own in typed]
     return without_options(given, *displaced) if displaced else list(given)

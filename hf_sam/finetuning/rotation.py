@@ -1,4 +1,4 @@
-"""Checkpoints come whole and the oldest go: in place of the Trainer's rotation."""
+"""Checkpoint rotation that keeps complete checkpoints only, instead of the Trainer's."""
 
 import shutil
 from pathlib import Path
@@ -12,34 +12,34 @@ from .checkpoints import whole_checkpoints
 STATE = "trainer_state.json"
 
 
-class Keeping(TrainerCallback):
-    """Keeps the newest checkpoints that are whole.
+class CheckpointRotation(TrainerCallback):
+    """Keeps the newest complete checkpoints and removes older ones.
 
-    The Trainer's own rotation counts half-written ones too, and tells them apart by the folders'
-    times, which says nothing where two are written within a second.
+    The Trainer's own rotation counts incomplete ones too, and orders them by the folders' times,
+    which are the same for two that are written within a second.
     """
 
     def __init__(self, limit: int | None) -> None:
-        """Keep this many, and the best one; None or 0 keeps all."""
+        """Set how many to keep, the best one in addition; None or 0 keeps all."""
         self.limit = limit
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Clear the place of the checkpoint that is due: a killed run may have begun it."""
+        """Remove an incomplete checkpoint of a killed run before the same one is written."""
         if not control.should_save:
             return
         old = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if args.should_save and old.is_dir():
             remove(old)
-        PartialState().wait_for_everyone()  # the others write into it too
+        PartialState().wait_for_everyone()  # other processes write into it too
 
     on_epoch_end = on_step_end
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remove the oldest, now that a newer one is whole."""
+        """Remove the oldest checkpoints, after a newer one is complete."""
         if not (self.limit and args.should_save):
             return
         best = Path(state.best_model_checkpoint or "").name
@@ -52,7 +52,7 @@ class Keeping(TrainerCallback):
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, and first of all what makes it whole."""
+    """Remove a checkpoint, its Trainer state first, so that a partial removal shows."""
     if checkpoint.is_symlink():
         checkpoint.unlink()
         return
