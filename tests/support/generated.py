@@ -118,13 +118,14 @@ def cost_sentence() -> str:
     """What a step takes beside the plain Trainer's, in a sentence for the README."""
     facts = json.loads((ROOT / "benchmarks" / "step_cost.json").read_text())
     said = [
-        f"{result['ratios']['SAMTrainer over Trainer'][1]:.2f} times as long for "
+        f"{result['ratios']['SAMTrainer over Trainer'][1]:.2f} times for "
         f"{NAMES.get(result['model'], result['model'])}"
         for result in facts["results"]
     ]
+    said[0] = said[0].replace("times", "times as long as the plain Trainer's", 1)
     return (
-        f"On {facts['threads']} CPU cores a SAM step took, beside the plain Trainer's step, "
-        f"{', '.join(said[:-1])} and {said[-1]} ([docs/hardware.md](docs/hardware.md))."
+        f"On {facts['threads']} CPU cores a SAM step took {', '.join(said[:-1])} and {said[-1]} "
+        "([docs/hardware.md](docs/hardware.md))."
     )
 
 
