@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 STAMP := $(ENV)/.hf_sam-$(shell (pwd; cat pyproject.toml) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test matrix cards check bench clean
+.PHONY: help install demo test matrix cards docs check bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,7 +37,12 @@ cards: $(STAMP) ## write cards, plots and the tables of the documents from model
 	$(PYTHON) -m hf_sam.comparing.cards model_cards/*.json
 	$(PYTHON) -m hf_sam.comparing.overview model_cards/*.json --out docs/pictures/comparisons.png
 	$(PYTHON) benchmarks/flatness.py
-	$(PYTHON) tests/test_readme.py
+	$(PYTHON) tests/support/generated.py
+
+docs: $(STAMP) ## build the documentation site into site/; a broken link is an error
+	@$(PYTHON) -c 'import material, mkdocstrings' 2>/dev/null || \
+	    $(PYTHON) -m pip install --disable-pip-version-check -e ".[docs]"
+	$(PYTHON) -m mkdocs build --strict
 
 check: $(STAMP) ## lint, format and types
 	$(PYTHON) -m ruff check .
@@ -47,5 +52,5 @@ check: $(STAMP) ## lint, format and types
 bench: $(STAMP) ## time SAM's step beside two passes, the plain Trainer's and others' SAM: five minutes
 	$(PYTHON) benchmarks/step_cost.py
 
-clean: ## remove the environment and all runs
-	rm -rf .venv runs
+clean: ## remove the environment, the site and all runs
+	rm -rf .venv runs site
