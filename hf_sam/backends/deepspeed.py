@@ -17,7 +17,7 @@ from .engine import Engine, Weights
 from .rules import REMEDY, perturbations
 from .zero import Fragment, Stage, Stage3, Stages12
 
-TRIED = "0.19"  # versions in which all names that `zero.py` uses are there
+TRIED = "0.19.7 or 0.19.8"  # earlier ones gather stale weights now and then, on a CPU
 STAGES: dict[int, type[Stage]] = {1: Stages12, 2: Stages12, 3: Stage3}
 
 

@@ -1,5 +1,6 @@
 """DeepSpeed on CPU: accelerate names no backend there, and both ranks would train alone."""
 
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def deepspeed_on_cpu() -> Iterator[None]:
     os.environ["DS_ACCELERATOR"] = "cpu"
     from deepspeed.accelerator import get_accelerator
 
+    # Shared memory beside gloo would be compiled first, for a minute.
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     original, before = PartialState._prepare_backend, dict(os.environ)
     bf16_gpu = training_args.is_torch_bf16_gpu_available
     get_accelerator().is_fp16_supported = lambda: True
