@@ -17,7 +17,7 @@ from ..reporting.model_card import without_tokens
 from .fields import BatchOptions, DataOptions, ModelOptions
 from .hub import require_token
 from .suggestions import near
-from .words import recipe_of, without_rivals, words_of
+from .words import config_named, recipe_of, without_rivals, words_of
 
 # Where the recipe differs from the Trainer's own defaults: the paper's optimizer and schedule, an
 # evaluation and a checkpoint each epoch. Clip norm from the official code; learning rate, batch
@@ -58,10 +58,11 @@ def parse_options(
     first, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown(unknown[0], names))
+    config = config_named(first.config) if first.config else None
     if first.config is None and not (first.model or first.weights or first.init_scratch):
-        first.config = recipe_of(first.dataset)
-    if first.config:
-        given = without_rivals(words_of(Path(first.config), options), argv)
+        config = recipe_of(first.dataset)
+    if config:
+        given = without_rivals(words_of(config, options), argv)
         argv = [*given, *argv]  # the last to say it wins
         first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
@@ -104,8 +105,9 @@ def _command_line_parser() -> HfArgumentParser:
     )
     parser.add_argument(
         "--config",
-        help="YAML file of options; flags win over it. Unset, and with no other model asked for, "
-        "it is recipes/<dataset>/efficientnet_b0.yaml.",
+        help="YAML file of options, or a recipe of ours, as oxford_pets/efficientnet_b7.yaml; "
+        "flags win over it. Unset, and with no other model asked for, it is "
+        "<dataset>/efficientnet_b0.yaml.",
     )
     parser.add_argument(
         "--print_config",
