@@ -51,9 +51,11 @@ def test_the_make_targets_exist() -> None:
 
 def test_the_tests_that_are_named_exist() -> None:
     runs = " ".join(step.get("run", "") for step in steps_of("ci"))
-    named = re.findall(r"\btests/\w+", runs)
-    assert len(named) == 7
-    assert all((ROOT / name).is_dir() for name in named)
+    named = set(re.findall(r"\btests/[\w/.]+", runs))
+    assert len(named) == 8
+    assert all((ROOT / name).exists() for name in named)
+    [(file, test)] = re.findall(r"--deselect (\S+)::(\w+)", runs)
+    assert f"def {test}(" in (ROOT / file).read_text()
 
 
 def test_pythons_are_those_that_the_package_names() -> None:
