@@ -8,7 +8,7 @@ PYTHON := $(ENV)/bin/python
 STAMP := $(ENV)/.hf_sam-$(shell (pwd; cat pyproject.toml) | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test matrix cards docs check bench clean
+.PHONY: help install demo test matrix cards docs check package bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,8 +49,13 @@ check: $(STAMP) ## lint, format and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
+package: $(STAMP) ## build the wheel and the source archive in dist/, and check them for an index
+	rm -rf dist
+	$(PYTHON) -m build
+	$(PYTHON) -m twine check --strict dist/*
+
 bench: $(STAMP) ## time SAM's step beside two passes, the plain Trainer's and others' SAM: five minutes
 	$(PYTHON) benchmarks/step_cost.py
 
-clean: ## remove the environment, the site and all runs
-	rm -rf .venv runs site
+clean: ## remove the environment, what was built, and all runs
+	rm -rf .venv dist runs site

@@ -1,6 +1,6 @@
 """The command `hf-sam report`: measures the sharpness of one or two classifiers, writes a report.
 
-python -m hf_sam.diagnostics runs/sam --compare runs/base --data digits --out runs/sharpness
+hf-sam report runs/sam --compare runs/base --data digits --out runs/sharpness
 """
 
 import sys
@@ -27,25 +27,31 @@ from .report import Plan, Portrait, Report, kept_portrait, portray
 
 ERROR, BETWEEN = "top-1 error", "on the line between the two"  # names in the progress messages
 LINE_BETWEEN = 27  # points
+PROGRAM = "hf-sam report"
 
 
-def main(argv: Sequence[str] | None = None) -> Report:
-    """Run the command; invalid input ends in one message and exit status 1."""
+def main(argv: Sequence[str] | None = None, *, program: str = PROGRAM) -> Report:
+    """Run the command; invalid input ends in one message and exit status 1.
+
+    Args:
+        argv: The command-line arguments; None for those of the process.
+        program: The command as the user typed it, for messages and the report.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    options = command_line().parse_args(argv)
+    options = command_line(program).parse_args(argv)
     if find_spec("matplotlib") is None:
-        sys.exit("diagnostics: the pictures need matplotlib: `pip install 'hf-sam[plots]'`.")
+        sys.exit(f"{program}: the pictures need matplotlib: `pip install 'hf-sam[plots]'`.")
     try:
-        return measure(options, shown_command(["python", "-m", "hf_sam.diagnostics", *argv]))
+        return measure(options, shown_command([*program.split(), *argv]))
     except (ValueError, BadImageError) as error:
-        sys.exit(f"diagnostics: {error}")
+        sys.exit(f"{program}: {error}")
     except OSError as error:
         sys.exit(
-            f"diagnostics: {error}: make room, or pass another `--out`; the same command goes on "
+            f"{program}: {error}: make room, or pass another `--out`; the same command goes on "
             "after the last whole model."
         )
     except KeyboardInterrupt:
-        sys.exit("diagnostics: interrupted; the same command goes on after the last whole model.")
+        sys.exit(f"{program}: interrupted; the same command goes on after the last whole model.")
 
 
 def measure(options: Namespace, command: str) -> Report:
@@ -174,10 +180,10 @@ def _plan(options: Namespace, m: Sequence[int] | None) -> Plan:
     return Plan(**{**chosen, "m": Plan().m if m is None else tuple(m)})
 
 
-def command_line() -> ArgumentParser:
+def command_line(program: str = PROGRAM) -> ArgumentParser:
     """Return the parser of the command-line options."""
     parser = ArgumentParser(
-        prog="python -m hf_sam.diagnostics",
+        prog=program,
         description="Measure how sharp a classifier's minimum is, and write report.json and "
         "report.html.",
         formatter_class=ArgumentDefaultsHelpFormatter,
@@ -226,4 +232,4 @@ def command_line() -> ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    main(program="python -m hf_sam.diagnostics")

@@ -134,7 +134,7 @@ class Report:
         Raises:
             ValueError: If the file is truncated, edited or not a report.
         """
-        remedy = "restore it, or measure anew with `python -m hf_sam.diagnostics`"
+        remedy = "restore it, or measure anew with `hf-sam report`"
         return read_json(path, cls, remedy=remedy)
 
     def __post_init__(self) -> None:

@@ -109,9 +109,27 @@ def recipe_of(dataset: str | None) -> Path | None:
     path = RECIPES / str(dataset) / "efficientnet_b0.yaml"
     if dataset not in TASKS or not path.is_file():
         return None
-    shown = Path(*path.parts[-3:])
-    logger.warning_once(f"recipe: {shown}; options given win over it, and --config takes another")
+    logger.warning_once(f"{_shown(path)}; options given win over it, and --config takes another")
     return path
+
+
+def config_named(name: str) -> Path:
+    """Return the file that `--config` names: the user's own, else one of the packaged recipes.
+
+    Args:
+        name: A path, or a recipe as `oxford_pets/efficientnet_b7.yaml`, with `recipes/` before it
+            or without.
+    """
+    path = Path(name)
+    recipe = RECIPES.joinpath(*path.parts[path.parts[:1] == ("recipes",) :])
+    if path.exists() or not recipe.is_file():
+        return path
+    logger.warning_once(_shown(recipe))
+    return recipe
+
+
+def _shown(recipe: Path) -> str:
+    return f"recipe: {Path(*recipe.parts[-3:])}"
 
 
 def without_options(arguments: Sequence[str], *prefixes: str) -> list[str]:

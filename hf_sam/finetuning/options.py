@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from .. import SAMConfig
 from ..reporting.model_card import without_tokens
-from .arguments import arguments_of, recipe_of, without_rivals
+from .arguments import arguments_of, config_named, recipe_of, without_rivals
 from .fields import BatchOptions, DataOptions, ModelOptions
 from .hub import require_token
 from .suggestions import near
@@ -58,10 +58,11 @@ def parse_options(
     first, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown(unknown[0], names))
+    config = config_named(first.config) if first.config else None
     if first.config is None and not (first.model or first.weights or first.init_scratch):
-        first.config = recipe_of(first.dataset)
-    if first.config:
-        given = without_rivals(arguments_of(Path(first.config), options), argv)
+        config = recipe_of(first.dataset)
+    if config:
+        given = without_rivals(arguments_of(config, options), argv)
         argv = [*given, *argv]  # the last value of an option counts
         first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
@@ -104,8 +105,9 @@ def _command_line_parser() -> HfArgumentParser:
     )
     parser.add_argument(
         "--config",
-        help="YAML file of options, which the command line overrides. Unset, and without another "
-        "model: recipes/<dataset>/efficientnet_b0.yaml.",
+        help="YAML file of options, or a packaged recipe, as oxford_pets/efficientnet_b7.yaml; the "
+        "command line overrides it. Unset, and without another model: "
+        "<dataset>/efficientnet_b0.yaml.",
     )
     parser.add_argument(
         "--print_config",

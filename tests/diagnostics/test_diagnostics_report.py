@@ -275,7 +275,7 @@ def test_bad_input_gets_one_message(
     }
     for message, words in cases.items():
         said = message_of([*words[:1], *out, *words[1:]], capsys)
-        assert message in said and said.startswith("diagnostics: "), (message, said)
+        assert message in said and said.startswith("hf-sam report: "), (message, said)
 
 
 def test_a_damaged_run_folder_gets_one_message_before_anything_is_measured(

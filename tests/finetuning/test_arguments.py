@@ -64,6 +64,23 @@ def test_another_recipe_is_read_in_its_place(tmp_path: Path) -> None:
     assert (args.rho, args.num_train_epochs, model.freeze_batch_norm) == (0.3, 15, False)
 
 
+@pytest.mark.parametrize("before", ["", "recipes/"])
+def test_a_recipe_of_ours_is_found_from_any_folder(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config", f"{before}oxford_flowers/efficientnet_lite0.yaml"]
+    shown = Path("recipes", "oxford_flowers", "efficientnet_lite0.yaml")
+    assert picked(*argv) == [f"recipe: {shown}"]
+    data, _, args = parse_options(argv)
+    assert data.dataset == "oxford_flowers"
+    own = tmp_path / argv[1]
+    own.parent.mkdir(parents=True)
+    own.write_text("rho: 0.3\n")
+    assert picked(*argv) == []
+    assert parse_options(argv)[2].rho == 0.3 != args.rho
+
+
 def test_options_are_printed_and_nothing_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
