@@ -5,8 +5,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from places import ROOT
 
-NOTEBOOK = Path(__file__).parent.parent / "recipes" / "quickstart.ipynb"
+NOTEBOOK = ROOT / "recipes" / "quickstart.ipynb"
 
 
 @pytest.mark.timeout(600)

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))  # run as a script too
+sys.path[:0] = [str(Path(__file__).parent / "support")]  # run as a script too
+from places import CARDS, ROOT  # noqa: E402
+
+sys.path[:0] = [str(ROOT / "benchmarks")]
 import flatness  # noqa: E402
 import step_cost  # noqa: E402
 
@@ -22,7 +25,6 @@ from hf_sam.comparing import cards, overview  # noqa: E402
 from hf_sam.comparing.comparison import BASELINES, Comparison, comparison_table  # noqa: E402
 from hf_sam.reporting.interval import Interval  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
 
@@ -70,7 +72,7 @@ def fidelity_table() -> str:
 
 
 def comparison_of(name: str) -> Comparison:
-    return Comparison.read(ROOT / "model_cards" / f"{name}.json")
+    return Comparison.read(CARDS / f"{name}.json")
 
 
 def results_table(name: str) -> str:
@@ -135,7 +137,7 @@ def summary_table() -> str:
 
 def overview_text() -> str:
     """What the picture of all comparisons shows, counted."""
-    return overview.summary(overview.all_rows(sorted((ROOT / "model_cards").glob("*.json"))))
+    return overview.summary(overview.all_rows(sorted(CARDS.glob("*.json"))))
 
 
 def gains_table(name: str) -> str:
@@ -179,7 +181,7 @@ TITLES = {
     "cub200_first50-m": "m-sharpness",
     "cifar10-no_norm": "a network without BatchNorm",
 }
-EVIDENCE = [name for name in TITLES if (ROOT / "model_cards" / f"{name}.json").exists()]
+EVIDENCE = [name for name in TITLES if (CARDS / f"{name}.json").exists()]
 RESULTS = ROOT / "docs" / "results.md"
 METHODS = ROOT / "docs" / "methods.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
@@ -213,17 +215,17 @@ def test_generated_parts_are_up_to_date(path: Path) -> None:
 
 @pytest.mark.parametrize("name", EVIDENCE)
 def test_cards_come_from_the_json_byte_for_byte(name: str, tmp_path: Path) -> None:
-    shutil.copy(ROOT / "model_cards" / f"{name}.json", tmp_path)
-    shutil.copytree(ROOT / "model_cards" / "sharpness", tmp_path / "sharpness")
+    shutil.copy(CARDS / f"{name}.json", tmp_path)
+    shutil.copytree(CARDS / "sharpness", tmp_path / "sharpness")
     cards.main([str(tmp_path / f"{name}.json")])
-    assert (tmp_path / f"{name}.md").read_bytes() == (
-        ROOT / "model_cards" / f"{name}.md"
-    ).read_bytes(), "run `make cards`"
+    assert (tmp_path / f"{name}.md").read_bytes() == (CARDS / f"{name}.md").read_bytes(), (
+        "run `make cards`"
+    )
     assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
 def test_every_comparison_is_shown() -> None:
-    found = {path.stem for path in (ROOT / "model_cards").glob("*.json")}
+    found = {path.stem for path in CARDS.glob("*.json")}
     assert found <= set(TITLES), "name it in TITLES, and in docs/results.md"
 
 

@@ -7,8 +7,9 @@ import oracles
 import pytest
 import ranks
 import torch
-from cases import OPTIMIZERS, build, llama, make_trainer, texts
+from cases import OPTIMIZERS, build, make_trainer
 from sharded import PERTURBATIONS, odd_model
+from tiny_transformers import llama, texts
 from torch import nn
 from transformers import LlamaForCausalLM
 

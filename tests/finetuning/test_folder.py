@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from images import TINY, finetune_on, message_of, write_parquet
+from places import CARDS
 from transformers import TrainerControl, TrainerState
 
 from hf_sam.comparing.cards import write_comparison_card
@@ -72,7 +73,7 @@ def test_a_record_from_before_an_option_goes_on(tmp_path: Path) -> None:
     older = {name: value for name, value in made.items() if name not in ("label_noise", "squash")}
     assert older != made
     write_json(tmp_path / "options.json", older)
-    recorded = Path(__file__).parent.parent.parent / "model_cards" / "cub200_first50-sgd.json"
+    recorded = CARDS / "cub200_first50-sgd.json"
     Comparison.read(recorded).record.write(tmp_path / "run.json")
     assert has_ended(tmp_path, made)
     for name, value in (("label_noise", 0.1), ("squash", True), ("mixup", None), ("rho", None)):

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from images import LABEL_NAMES, TINY, dataset, finetune_on, pictures, write_parquet
 from PIL import Image
+from places import ROOT
 from transformers import AutoModelForImageClassification
 
 from hf_sam.finetuning import finetune
@@ -22,7 +23,7 @@ from hf_sam.finetuning.options import parse_options
 from hf_sam.finetuning.tasks import TASKS
 from hf_sam.vision import ImageDataset, build_transforms, with_class_labels
 
-RECIPE = Path(__file__).parent.parent.parent / "recipes" / "finetune.py"
+RECIPE = ROOT / "recipes" / "finetune.py"
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
-from cases import build, examples, llama, make_trainer, texts
-from test_share import CountExamples
+from cases import build, examples, make_trainer
+from counters import CountExamples
+from tiny_transformers import llama, texts
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import DataCollatorWithFlattening, TrainerCallback, default_data_collator
 
