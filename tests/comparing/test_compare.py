@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import patience
 import pytest
 from images import TINY, write_parquet
 from interrupted_compare import EPOCHS, SEEDS, STEPS, plan
@@ -57,10 +57,7 @@ def test_killed_again_and_again_ends_with_the_same_table(
     half.touch()  # of a life that ended while it wrote
     script = str(SUPPORT / "interrupted_compare.py")
     counted = tmp_path / "steps"
-    done = subprocess.run(
-        [sys.executable, script, str(data), str(tmp_path / "out"), str(counted), "0"],
-        check=True, timeout=240, capture_output=True, text=True,
-    )  # fmt: skip
+    done = patience.run([sys.executable, script, data, tmp_path / "out", counted, "0"])
     lives = int(re.search(r"lives: (\d+)", done.stdout)[1])
     assert lives >= 3, "it was not killed"
     assert "resuming from" in done.stderr, "no run was killed after its first epoch"

@@ -30,14 +30,10 @@ def words(data: Path, folder: Path, *more: str) -> list[str]:
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(data: Path, tmp_path: Path) -> None:
-    code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path; import time\n"
-    code += (
-        f"with claimed(Path({str(tmp_path / 'out')!r})): print('held', flush=True); time.sleep(60)"
-    )
+    code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path\n"
+    code += f"with claimed(Path({str(tmp_path / 'out')!r})): print('held', flush=True); input()"
     other = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"

@@ -172,7 +172,7 @@ def outcomes() -> Iterable[tuple[Case, Outcome]]:
             print(f"{len(cases)} cases on {count} ranks, a few minutes without a word ...")
             folder = Path(scratch) / f"ranks-{count}"
             folder.mkdir()
-            reports = ranks.launch(count, "matrix", folder, str(count), limit=1800)
+            reports = ranks.launch(count, "matrix", folder, str(count), cpu=7200)
             for case in cases:
                 yield case, worst(Outcome(**report) for report in reports[str(case)])
 
