@@ -3,7 +3,6 @@
 `launch` starts torchrun; this file is also what it runs on each rank.
 """
 
-import gc
 import json
 import os
 import sys
@@ -40,10 +39,10 @@ def work(suite: str, folder: Path, arguments: list[str]) -> None:
     """Run the checks of this rank; a check returns what is written into its report."""
     import offline  # noqa: F401  # no network
     import rank_suites
+    import steady
     import torch.distributed as dist
 
-    gc.freeze()  # each training begins with a garbage collection
-
+    steady.keep_imports()
     rank = int(os.environ["RANK"])
     with (folder / f"rank{rank}.jsonl").open("w") as report:
         for name, check in rank_suites.SUITES[suite](folder, *arguments):
