@@ -6,21 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 from places import ROOT
 
 
 def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *words],
+    return patience.run(
+        ["bash", ROOT / "benchmarks" / "gpu.sh", *words],
         env={**os.environ, "PYTHON": sys.executable, "OUT": str(folder), **env},
-        capture_output=True,
-        text=True,
+        check=False,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_every_stage_runs(tmp_path: Path) -> None:
     done = run(tmp_path, "smoke")
     stages = json.loads((tmp_path / "stages.json").read_text())

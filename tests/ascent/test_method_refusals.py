@@ -12,7 +12,7 @@ from cases import (
     build,
     make_trainer,
 )
-from test_methods import momentum, settings_of
+from method_table import momentum, settings_of
 from torch import nn
 from transformers import TrainerCallback
 

@@ -11,11 +11,13 @@ import pytest
 import scenarios
 import timm
 import torch
-from cases import SIZES, TEXT_SIZES, build, llama, make_trainer, t5
+from cases import build, make_trainer
+from counters import CountPasses
 from observers import fingerprint
 from scenarios import PLAIN
-from test_oracle import FLOAT64, STEPS, errors
+from tiny_transformers import SIZES, TEXT_SIZES, llama, t5
 from torch import nn
+from trajectory import FLOAT64, STEPS, errors
 from transformers import TrainerCallback
 
 from hf_sam import SAMConfig
@@ -89,17 +91,6 @@ def test_twenty_steps_equal_the_oracle(name: str, model: str, tmp_path: Path) ->
             accumulation=accumulation,
         )
         assert largest < FLOAT64
-
-
-class CountPasses:
-    """Counts the training passes of a model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.passes = 0
-        model.register_forward_hook(self)
-
-    def __call__(self, model: nn.Module, *args: Any) -> None:
-        self.passes += model.training
 
 
 @TABLE

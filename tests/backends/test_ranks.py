@@ -17,7 +17,7 @@ SCOPES = pytest.mark.parametrize("scope", ASCENT_SCOPES)
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    return ranks.launch(2, "behaviour", tmp_path_factory.mktemp("behaviour"), limit=280)
+    return ranks.launch(2, "behaviour", tmp_path_factory.mktemp("behaviour"))
 
 
 def test_rho_zero_is_the_plain_trainer(reports: Reports) -> None:
@@ -105,7 +105,7 @@ def test_killed_and_resumed_is_bit_for_bit(tmp_path: Path) -> None:
     killed, revived = tmp_path / "killed", tmp_path / "revived"
     killed.mkdir(), revived.mkdir()
     with pytest.raises(RuntimeError, match="SIGKILL|Signal 9"):
-        ranks.launch(2, "killed", killed, limit=120)
-    reports = ranks.launch(2, "revived", revived, str(killed / "run"), limit=120)
+        ranks.launch(2, "killed", killed)
+    reports = ranks.launch(2, "revived", revived, str(killed / "run"))
     skip_if_nobody_resumes(reports["resumed"])
     assert reports["resumed"] == [[], []]

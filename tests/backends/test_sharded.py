@@ -7,8 +7,9 @@ import oracles
 import pytest
 import ranks
 import torch
-from cases import OPTIMIZERS, build, llama, make_trainer, texts
+from cases import OPTIMIZERS, build, make_trainer
 from sharded import PERTURBATIONS, odd_model
+from tiny_transformers import llama, texts
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -17,7 +18,7 @@ Reports = dict[str, list]
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    return ranks.launch(2, "sharded", tmp_path_factory.mktemp("sharded"), limit=280)
+    return ranks.launch(2, "sharded", tmp_path_factory.mktemp("sharded"))
 
 
 def one_process(model: nn.Module, tmp_path: Path, **settings: object) -> torch.Tensor:
@@ -102,7 +103,7 @@ def test_sharded_while_loading(count: int, plan: dict[str, int], tmp_path: Path)
     folder = tmp_path / "ranks"
     folder.mkdir()
     arguments = (str(tmp_path / "model"), json.dumps(plan))
-    reports = ranks.launch(count, "loaded", folder, *arguments, limit=200)
+    reports = ranks.launch(count, "loaded", folder, *arguments)
     if "got mixed torch.Tensor and DTensor" in str(reports):
         pytest.skip("transformers 5.17 trains no model that was sharded while loading")
     for split in ("1 x 4", "2 x 2"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import patience
 import pytest
 from images import TINY, finetune_on, write_parquet
 from scipy.stats import binomtest
@@ -216,7 +217,7 @@ def test_two_processes_share_a_plan(data: Path, tmp_path: Path) -> None:
     words = plan(data, tmp_path / "out", "--sweep_split", "validation", "--seeds", "1")
     said = [tmp_path / "one", tmp_path / "two"]
     command = [sys.executable, "-c", TWO, *map(str, said), *words]
-    subprocess.run(command, check=True, timeout=240, capture_output=True)
+    patience.run(command)
     folders = sorted(str(path.parent) for path in (tmp_path / "out").rglob("run.json"))
     texts = [path.read_text() for path in said]
     trained = [
@@ -259,10 +260,12 @@ def test_what_another_process_trains_is_not_touched(
     made = parse_plan(words)
     folder.mkdir(parents=True)
     write_options(folder, run_options(*made.parsed({"rho": "0", "seed": "0"})), resumed=False)
-    code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path; import time\n"
+    code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path\n"
     code += f"with claimed(Path({str(folder)!r})):\n"
-    code += f"    Path({str(folder / 'half')!r}).touch(); print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code += f"    Path({str(folder / 'half')!r}).touch(); print('held', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
     waited = []

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import CLASSES, build, examples, vit
+from cases import CLASSES, build, examples
 from measured import batches, dense_hessian, pairs_of_images
+from tiny_transformers import vit
 from torch import Tensor, nn
 
 from hf_sam.diagnostics import hessian, measuring

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import build, texts, vit
+from cases import build
 from measured import MEASUREMENTS, batches, pairs_of_images
+from tiny_transformers import texts, vit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import build, examples, images, make_trainer, vit
+from cases import build, examples, make_trainer
 from measured import batches
+from tiny_transformers import images, vit
 from torch import Tensor
 from transformers import TrainerCallback
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from places import CARDS
 
 from hf_sam.diagnostics.card import card_section
 from hf_sam.diagnostics.html import write_html
@@ -15,7 +16,7 @@ from hf_sam.diagnostics.verdict import verdict
 from hf_sam.reporting.interval import Interval
 from hf_sam.reporting.model_card import add_sharpness_to_card
 
-MEASURED = Path(__file__).parent.parent.parent / "model_cards" / "sharpness"
+MEASURED = CARDS / "sharpness"
 REPORT = Report.read(MEASURED / "cifar10-no_norm-seed1.json")
 SAME = {"worst_case": 1.0, "worst_case_steps": 1.0, "adaptive": 1.0, "by_m": {4: 1.0, 16: 1.0}}
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import patience
 import pytest
 import torch
 from images import TINY, finetune_on, message_of, write_parquet
@@ -59,11 +60,8 @@ KILLED_AT += ["/options.json", "/all_results.json"]
 def killed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     script = str(SUPPORT / "killed_in_checkpoint.py")
-    subprocess.run(
-        [sys.executable, script, str(data), str(folder), *KILLED_AT],
-        check=True, timeout=240, capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    patience.run([sys.executable, script, data, folder, *KILLED_AT], env=env)
     return folder
 
 

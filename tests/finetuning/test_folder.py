@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from images import TINY, finetune_on, message_of, write_parquet
+from places import CARDS
 from transformers import TrainerControl, TrainerState
 
 from hf_sam.comparing.cards import write_comparison_card
@@ -29,14 +30,10 @@ def words(data: Path, folder: Path, *more: str) -> list[str]:
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(data: Path, tmp_path: Path) -> None:
-    code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path; import time\n"
-    code += (
-        f"with claimed(Path({str(tmp_path / 'out')!r})): print('held', flush=True); time.sleep(60)"
-    )
+    code = "from hf_sam.finetuning.folder import claimed; from pathlib import Path\n"
+    code += f"with claimed(Path({str(tmp_path / 'out')!r})): print('held', flush=True); input()"
     other = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
@@ -72,7 +69,7 @@ def test_a_record_from_before_an_option_goes_on(tmp_path: Path) -> None:
     older = {name: value for name, value in made.items() if name not in ("label_noise", "squash")}
     assert older != made
     write_json(tmp_path / "options.json", older)
-    recorded = Path(__file__).parent.parent.parent / "model_cards" / "cub200_first50-sgd.json"
+    recorded = CARDS / "cub200_first50-sgd.json"
     Comparison.read(recorded).record.write(tmp_path / "run.json")
     assert has_ended(tmp_path, made)
     for name, value in (("label_noise", 0.1), ("squash", True), ("mixup", None), ("rho", None)):

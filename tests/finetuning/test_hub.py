@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import patience
 import pytest
 from hub_server import TOKEN, HubServer, Repo, serve
 from huggingface_hub import HfApi, ModelCard
@@ -48,7 +49,7 @@ class Hub:
             "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("", "tests/support")),
         }
         command = [sys.executable, *map(str, words)]
-        done = subprocess.run(command, env=env | environ, capture_output=True, text=True)
+        done = patience.run(command, env=env | environ, check=False)
         self.said += [done.stdout, done.stderr]
         assert done.returncode == 0, done.stderr[-3000:]
         return done

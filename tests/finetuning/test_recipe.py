@@ -2,18 +2,19 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import patience
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from images import LABEL_NAMES, TINY, dataset, finetune_on, pictures, write_parquet
 from PIL import Image
+from places import ROOT
 from transformers import AutoModelForImageClassification
 
 from hf_sam.finetuning import finetune
@@ -22,7 +23,7 @@ from hf_sam.finetuning.options import parse_options
 from hf_sam.finetuning.tasks import TASKS
 from hf_sam.vision import ImageDataset, build_transforms, with_class_labels
 
-RECIPE = Path(__file__).parent.parent.parent / "recipes" / "finetune.py"
+RECIPE = ROOT / "recipes" / "finetune.py"
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +252,7 @@ def test_command_line_end_to_end(tmp_path: Path) -> None:
     command += ["--save_steps", "1", "--max_eval_samples", "40", "--model", "test_resnet"]
     command += ["--init_scratch", "--image_size", "32", "--output_dir", str(tmp_path / "out")]
     command += ["--max_steps", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = patience.run(command, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "| top-1 error |" in done.stdout
     for noise in ("warn", "mtime", "pin_memory", "not passed", "Writing model", "Loading weights"):
@@ -267,7 +268,7 @@ def test_command_line_end_to_end(tmp_path: Path) -> None:
 
 def test_bad_input_exits_with_status_one() -> None:
     command = [sys.executable, str(RECIPE), "--rho", "-1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = patience.run(command, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("finetune.py: `rho` must be >= 0")
     assert "Traceback" not in done.stderr

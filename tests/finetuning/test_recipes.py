@@ -12,6 +12,7 @@ import timm
 import torch
 import yaml
 from images import write_parquet
+from places import ROOT
 from protocols import DROP, TABLE, VIT, Protocol
 from safetensors.torch import save_file
 from timm.layers import DropPath
@@ -25,7 +26,7 @@ from hf_sam.finetuning.resolved import as_yaml, image_size
 from hf_sam.finetuning.tasks import TASKS
 from hf_sam.vision.transforms import blank_square
 
-RECIPES = Path(__file__).parent.parent.parent / "recipes"
+RECIPES = ROOT / "recipes"
 FOUND = sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.glob("*/*.yaml"))
 
 

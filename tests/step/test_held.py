@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from cases import CLASSES, build, make_trainer
-from test_state import PLAIN, SMALL, Stateful, plain_step
+from scenarios import PLAIN
+from stateful import SMALL, Stateful, plain_step
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 from trainers import Body, Head

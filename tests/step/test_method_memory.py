@@ -10,10 +10,10 @@ from cases import (
     build,
     make_trainer,
 )
+from method_table import RHO, TABLE, momentum, settings_of
 from observers import fingerprint
 from safetensors.torch import load_file
 from step_cost import PeakBytes
-from test_methods import RHO, TABLE, momentum, settings_of
 from torch import nn
 
 from hf_sam.step.memory_file import MEMORY_FILE

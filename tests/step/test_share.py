@@ -9,18 +9,13 @@ from typing import Any
 import oracles
 import pytest
 import torch
-from cases import (
-    Recorder,
-    build,
-    examples,
-    llama,
-    make_trainer,
-    texts,
-)
-from test_methods import RHO, momentum
-from test_oracle import LR, STEPS
+from cases import Recorder, build, examples, make_trainer
+from counters import CountExamples
+from method_table import RHO, momentum
+from tiny_transformers import llama, texts
 from torch import nn
 from torch.utils.data import DataLoader
+from trajectory import LR, STEPS
 
 from hf_sam.step.share import first_examples
 
@@ -55,17 +50,6 @@ def test_a_share_of_the_micro_batch_ascends(
 
 def half(rows: int) -> int:
     return rows // 2
-
-
-class CountExamples:
-    """Counts the examples that a model was trained on, each pass anew."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.examples = 0
-        model.register_forward_pre_hook(self, with_kwargs=True)
-
-    def __call__(self, model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.examples += len(kwargs["labels"])
 
 
 def test_labels_of_a_share_are_counted(tmp_path: Path) -> None:

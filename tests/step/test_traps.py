@@ -9,14 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from cases import build, examples, make_trainer
+from cases import build, make_trainer
 from naive import NaiveSAMTrainer
+from single_steps import (
+    FailsLater,
+    batch,
+    buffers,
+    equal,
+    fail_with,
+    overflow,
+    step,
+    weights,
+)
 from torch import Tensor, nn
-from transformers import Trainer
 
 from hf_sam.config import ASCENT_SCOPES
 
-Batch = dict[str, Tensor]
 Kind = dict[str, Any]
 
 fails = pytest.mark.xfail(strict=True, raises=AssertionError)
@@ -24,55 +32,6 @@ NAIVE = pytest.param({"trainer": NaiveSAMTrainer}, marks=fails, id="naive")
 SCOPED = [pytest.param({"ascent_scope": scope}, id=scope) for scope in ASCENT_SCOPES]
 both = pytest.mark.parametrize("kind", [*SCOPED, NAIVE])
 scoped = pytest.mark.parametrize("kind", SCOPED)
-
-
-def batch(size: int = 8, dtype: torch.dtype = torch.float32) -> Batch:
-    rows = examples(dtype, size)
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-def weights(model: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def buffers(model: nn.Module) -> list[Tensor]:
-    return [b.clone() for b in model.buffers()]
-
-
-def equal(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def step(trainer: Trainer, inputs: Batch) -> None:
-    """One micro-batch, of a window as long as the settings say."""
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-    trainer.training_step(trainer.model, inputs)
-
-
-class FailsLater(nn.Module):
-    """Passes its input on, and does `what` from the given call on."""
-
-    def __init__(self, model: nn.Module, call: int, what: Any) -> None:
-        super().__init__()
-        self.model, self.call, self.what, self.calls = model, call, what, 0
-
-    def forward(self, x: Tensor, labels: Tensor) -> Any:
-        self.calls += 1
-        if self.calls >= self.call:
-            x = self.what(self.model, x)
-        return self.model(x, labels)
-
-
-def fail_with(error: type[BaseException]) -> Any:
-    def fail(model: nn.Module, x: Tensor) -> Tensor:
-        model.body[:2](x)  # moves the running statistics, if there are any
-        raise error
-
-    return fail
-
-
-def overflow(model: nn.Module, x: Tensor) -> Tensor:
-    return x * float("inf")
 
 
 @both

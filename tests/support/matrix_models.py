@@ -4,22 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from cases import (
-    MODELS,
-    SparseEmbedding,
-    bags,
-    bert,
-    build,
-    examples,
-    images,
-    llama,
-    queue,
-    t5,
-    texts,
-    uneven,
-    vit,
-)
+from cases import MODELS, SparseEmbedding, bags, build, examples, queue, uneven
 from datasets import Dataset
+from tiny_transformers import bert, images, llama, t5, texts, vit
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from trainers import Body

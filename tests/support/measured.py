@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import EXAMPLES, examples, images
+from cases import EXAMPLES, examples
+from tiny_transformers import images
 from torch import Tensor, nn
 from torch.func import functional_call
 

@@ -3,44 +3,34 @@
 `launch` starts torchrun; this file is also what it runs on each rank.
 """
 
-import faulthandler
-import gc
 import json
 import os
-import signal
-import subprocess
 import sys
 import traceback
 from pathlib import Path
 
-HERE = Path(__file__).parent
-CHECK_LIMIT = 60  # seconds for one check, after which every thread's stack is printed
+import patience
 
 
-def launch(ranks: int, suite: str, folder: Path, *arguments: str, limit: int) -> dict[str, list]:
+def launch(
+    ranks: int, suite: str, folder: Path, *arguments: str, cpu: float = patience.CPU
+) -> dict[str, list]:
     """Run every check of `suite` on gloo ranks, and return what each rank reported, by check.
 
     Raises:
-        RuntimeError: With the stacks or the traceback, if a rank did not finish within `limit` s.
+        RuntimeError: With the stacks or the traceback, if a rank did not finish.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    process = subprocess.Popen(
-        [*command, str(ranks), __file__, suite, str(folder), *arguments],
+    done = patience.run(
+        [*command, str(ranks), __file__, suite, folder, *arguments],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        check=False,
+        cpu=cpu,
     )
-    try:
-        _, errors = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        _, errors = process.communicate()
     reports = [folder / f"rank{rank}.jsonl" for rank in range(ranks)]
     finished = all(path.exists() and path.read_text().endswith('"end"\n') for path in reports)
     if not finished:  # judged by the files: gloo sometimes aborts a rank at its very end
-        raise RuntimeError(f"A rank did not finish:\n{errors[-6000:]}")
+        raise RuntimeError(f"A rank did not finish:\n{done.stderr[-6000:]}")
     lines = [[json.loads(line) for line in path.read_text().splitlines()] for path in reports]
     return {name: [rank[i][1] for rank in lines] for i, (name, _) in enumerate(lines[0][:-1])}
 
@@ -49,17 +39,16 @@ def work(suite: str, folder: Path, arguments: list[str]) -> None:
     """Run the checks of this rank; a check returns what is written into its report."""
     import offline  # noqa: F401  # no network
     import rank_suites
+    import steady
     import torch.distributed as dist
 
-    gc.freeze()  # each training begins with a garbage collection
-
+    steady.keep_imports()
     rank = int(os.environ["RANK"])
     with (folder / f"rank{rank}.jsonl").open("w") as report:
         for name, check in rank_suites.SUITES[suite](folder, *arguments):
-            faulthandler.dump_traceback_later(CHECK_LIMIT, exit=True)
             try:
                 result = check()
-            except Exception as error:  # the other ranks fail too, or the limit ends them
+            except Exception as error:  # the other ranks fail too, or are ended when they only wait
                 result = {"failed": f"{type(error).__name__}: {error}"}
                 traceback.print_exc()
             print(json.dumps([name, result]), file=report, flush=True)

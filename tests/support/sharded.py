@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, DistributedType, PartialState
-from cases import build, examples, make_trainer, texts, uneven
+from cases import build, examples, make_trainer, uneven
+from tiny_transformers import texts
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor

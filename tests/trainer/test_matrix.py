@@ -4,50 +4,14 @@ from pathlib import Path
 
 import matrix
 import pytest
-import ranks
-from matrix import Outcome
 from matrix_case import Case
-from matrix_cases import CASES
-
-Results = dict[str, list[dict]]
-
-
-def of_ranks(count: int) -> pytest.MarkDecorator:
-    slow = (pytest.mark.slow,)
-    return pytest.mark.parametrize(
-        "case",
-        [pytest.param(c, marks=slow if c.slow else ()) for c in CASES if c.ranks == count],
-        ids=str,
-    )
+from matrix_parameters import of_ranks
 
 
 @of_ranks(1)
 def test_one_process(case: Case, tmp_path: Path) -> None:
     outcome = matrix.run(case, tmp_path)
     assert outcome.is_right(case), outcome
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return ranks.launch(2, "matrix", tmp_path_factory.mktemp("two"), "2", limit=500)
-
-
-@pytest.fixture(scope="module")
-def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return ranks.launch(3, "matrix", tmp_path_factory.mktemp("three"), "3", limit=200)
-
-
-@pytest.mark.timeout(600)  # the first of these waits for the launch
-@of_ranks(2)
-def test_two_ranks(case: Case, two_ranks: Results) -> None:
-    for report in two_ranks[str(case)]:
-        assert Outcome(**report).is_right(case), report
-
-
-@of_ranks(3)
-def test_three_ranks(case: Case, three_ranks: Results) -> None:
-    for report in three_ranks[str(case)]:
-        assert Outcome(**report).is_right(case), report
 
 
 @pytest.mark.parametrize(("scope", "other"), [("micro_batch", "rank"), ("rank", "micro_batch")])

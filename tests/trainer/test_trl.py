@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import TEXT_SIZES, llama
 from datasets import Dataset
+from tiny_transformers import TEXT_SIZES, llama
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from trainers import tokenizer

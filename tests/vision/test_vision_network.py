@@ -57,16 +57,16 @@ def test_a_slow_hub_is_there_and_a_closed_one_is_not(
 def test_a_network_that_says_nothing_is_given_up(
     stuck: str, online: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released = threading.Event()
+    released, ended = threading.Event(), threading.Event()
 
     def wait(*args: Any, **kwargs: Any) -> None:
-        released.wait(30)
+        released.wait(600)
+        ended.set()
         raise OSError("given up")
 
     monkeypatch.setattr(socket, stuck, wait)
-    started = time.monotonic()
     assert not network.hub_is_reachable(0.2)
-    assert time.monotonic() - started < 5
+    assert not ended.is_set(), "it has waited for an answer"
     released.set()
 
 
@@ -74,9 +74,10 @@ def test_no_network_is_said_at_once(
     online: None, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", f"http://{closed}")
-    started = time.monotonic()
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
     said = message_of(["--dataset", "oxford_pets", "--output_dir", str(tmp_path / "out")])
-    assert time.monotonic() - started < 5  # the client's own tries take more than a minute
+    assert sum(slept) < 5  # between the client's own tries it is more than a minute
     assert f"http://{closed} cannot be reached, and it is not in the cache" in said
     assert "`--data_dir DIR`" in said
     assert (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE) == (False, False)

@@ -1,0 +1,153 @@
+"""What a pass changes beside the gradients: counted once, named to the user, or refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import build, make_trainer
+from stateful import SMALL
+from torch import Tensor, nn
+
+from hf_sam import SAMTrainer
+
+
+class Normalised(SAMTrainer):
+    """The loss over its own moving average, kept on the trainer."""
+
+    average = 1.0
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss = model(**inputs)["loss"]
+        self.average = 0.9 * self.average + 0.1 * float(loss.detach())
+        return loss / self.average
+
+
+class CountedNormalised(Normalised):
+    counted_once = (*SAMTrainer.counted_once, "average")
+
+
+def test_the_trainers_own_average(tmp_path: Path) -> None:
+    trained = []
+    for rho in (0.0, SMALL):
+        model = build("mlp")
+        make_trainer(model, tmp_path, trainer=CountedNormalised, rho=rho, max_steps=6).train()
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(trained[1], trained[0], rtol=0, atol=1e-9)
+
+
+def test_what_a_pass_changes_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(build("mlp"), tmp_path, trainer=Normalised, max_steps=4).train()
+    told = [record.message for record in caplog.records if "Each pass changes" in record.message]
+    assert len(told) == 1
+    assert "`average` of the trainer" in told[0]
+    assert 'counted_once = (*SAMTrainer.counted_once, "average")' in told[0]
+
+
+class Meter:
+    """An object of the user's, with a history; and one that a pass leaves alone."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.names = ["a", "b"]
+
+
+def test_it_is_named_wherever_it_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Trained(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            self.meter.values.append(0.0)
+            self.history["last"] = self.meter
+            model.body[0].calls += 1
+            return model(**inputs)["loss"]
+
+    model = build("mlp")
+    model.body[0].calls = 0
+    trainer = make_trainer(model, tmp_path, trainer=Trained, max_steps=2)
+    trainer.meter, trainer.history = Meter(), {}
+    trainer.train()
+    (told,) = [r.message for r in caplog.records if "Each pass changes" in r.message]
+    for name in ("`calls` of `body.0`", "`history` of the trainer", "`values` of `meter`"):
+        assert name in told
+    assert "names" not in told
+
+
+@pytest.mark.parametrize(
+    "model", ["mlp", "dropout_and_batch_norm", "sometimes_used", "tied", "frozen"]
+)
+def test_ordinary_models_are_not_warned_of(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(build(model), tmp_path, max_steps=2).train()
+    assert not [r.message for r in caplog.records if "Each pass changes" in r.message]
+
+
+def test_a_counted_module_is_trained_all_the_same(tmp_path: Path) -> None:
+    """Its counters count once; it is neither copied nor replaced."""
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor, self.passes = nn.Parameter(torch.ones(()).double()), 0
+
+        def forward(self, loss: Tensor) -> Tensor:
+            self.passes += 1
+            return loss * self.factor
+
+    class Trained(SAMTrainer):
+        counted_once = (*SAMTrainer.counted_once, "scale")
+
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+            trained = [*self.model.parameters(), *self.scale.parameters()]
+            self.optimizer = torch.optim.SGD(trained, lr=0.1)
+            return self.optimizer
+
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            return self.scale(model(**inputs)["loss"])
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Trained, max_steps=3)
+    trainer.scale = scale = Scale()
+    trainer.train()
+    assert trainer.scale is scale
+    assert scale.factor != 1.0
+    assert scale.passes == 3
+
+
+@pytest.mark.parametrize("how", ["optimizer", "data", "assigned", "frozen"])
+def test_a_pass_that_trains_is_refused(how: str, tmp_path: Path) -> None:
+    class Adversary(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            weight = self.adversary.weight
+            if how == "optimizer":
+                weight.grad = torch.ones_like(weight)
+                self.own.step()
+            elif how == "data":
+                weight.data.add_(0.1)
+            elif how == "frozen":  # as a teacher that follows the model
+                with torch.no_grad():
+                    weight.mul_(0.9).add_(0.1)
+            else:
+                weight.data = weight.data + 0.1
+            return model(**inputs)["loss"]
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Adversary, max_steps=3)
+    trainer.adversary = nn.Linear(2, 2).requires_grad_(how != "frozen")
+    trainer.own = torch.optim.SGD(trainer.adversary.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="must change no parameter, got one that changed `advers"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_pass_that_trains_later_is_refused_then(tmp_path: Path) -> None:
+    class Late(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            if self.state.global_step == 2:
+                with torch.no_grad():
+                    model.body[0].weight.mul_(0.9)
+            return model(**inputs)["loss"]
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Late, max_steps=4)
+    with pytest.raises(ValueError, match=r"changed `body.0.weight`: under SAM that"):
+        trainer.train()
+    assert trainer.state.global_step == 2
