@@ -219,7 +219,8 @@ class ModelOptions:
         False,
     )
     channels_last: bool = option(
-        "Use the channels-last memory format, which is faster for convolutions on CPU and GPU.",
+        "Use the channels-last memory format, which is faster for convolutions on CPU and GPU; not "
+        "under DeepSpeed, which cannot broadcast such weights.",
         True,
     )
 

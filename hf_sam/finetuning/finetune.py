@@ -214,7 +214,7 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
     logger.warning(f"model: {classifier.report}")
     if model.freeze_batch_norm:
         freeze_batch_norm(classifier.model)
-    if model.channels_last:
+    if model.channels_last and args.deepspeed_plugin is None:
         classifier.model.to(memory_format=torch.channels_last)
     if checkpoint is not None:
         require_fitting(Path(checkpoint), classifier.model)

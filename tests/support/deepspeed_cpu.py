@@ -1,7 +1,12 @@
-"""DeepSpeed on CPU: accelerate names no backend there, and both ranks would train alone."""
+"""DeepSpeed on CPU: accelerate names no backend there, and both ranks would train alone.
+
+Run as a script it runs another so: `deepspeed_cpu.py SCRIPT [argument ...]`.
+"""
 
 import importlib
 import os
+import runpy
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -92,3 +97,9 @@ def in_float32(rows: list[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         {name: x.float() if torch.is_floating_point(x) else x for name, x in row.items()}
         for row in rows
     ]
+
+
+if __name__ == "__main__":
+    sys.argv = sys.argv[1:]
+    with deepspeed_on_cpu():
+        runpy.run_path(sys.argv[0], run_name="__main__")
