@@ -1,4 +1,9 @@
-"""How flat a minimum is: in numbers, and in pictures (`hf_sam.diagnostics.plots`)."""
+"""How flat a minimum is: in numbers, and in pictures (`hf_sam.diagnostics.plots`).
+
+Each measurement is a function of a model and batches that gives a frozen result, in a file of its
+own; `report.py` gathers the results, and plots, page and card read them there. A measurement leaves
+the model as it was, by `measuring.py`.
+"""
 
 from .callback import SharpnessCallback
 from .hessian import Density, Hessian, hessian

@@ -1,4 +1,8 @@
-"""Image classification: data, models and what is saved of them."""
+"""Image classification: data, models and what is saved of them.
+
+Images come from anywhere and leave as tensors, networks come from timm and leave as transformers'
+models that both libraries load. Nothing here knows SAM or a trainer.
+"""
 
 from .classifier import Classifier, ModelSource, freeze_batch_norm, require_rgb
 from .data import (

@@ -1,4 +1,8 @@
-"""The methods that a user can name, and how their arguments are read."""
+"""The methods that a user can name, and how their arguments are read.
+
+A method is one file, with its arguments in a frozen dataclass; `method.py` has the points at which
+it may do otherwise than SAM, and `METHODS` the names.
+"""
 
 import dataclasses
 import re
