@@ -120,16 +120,11 @@ def hessian(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
     ) as objective:  # fmt: skip
         product = Product(objective, bar)
-        eigenvalues = _largest(product, top_k, tolerance, seed)
-        probes = islice(signs(objective.weights, seed=seed), trace_probes)
-        traces = [float(z @ product(z)) for z in map(flat, probes)]
-        starts = islice(gaussians(objective.weights, seed=seed), density_probes)
-        quadratures = [lanczos(product, flat(start), density_steps) for start in starts]
         return Hessian(
             setup=objective.setup,
-            eigenvalues=eigenvalues,
-            trace=Interval.of(traces) if traces else None,
-            density=_smoothed(quadratures, density_steps) if quadratures else None,
+            eigenvalues=_largest(product, top_k, tolerance, seed),
+            trace=_trace(product, objective.weights, trace_probes, seed),
+            density=_density(product, objective.weights, density_probes, density_steps, seed),
             products=product.count,
         )
 
@@ -215,6 +210,22 @@ def _largest(product: Product, k: int, tolerance: float, seed: int) -> NDArray[n
             raise
         return np.zeros(k)  # a zero matrix, on which ARPACK fails
     return np.sort(found)[::-1].copy()
+
+
+def _trace(product: Product, weights: Weights, probes: int, seed: int) -> Interval | None:
+    """Return Hutchinson's estimate from random signs, or None without any."""
+    draws = islice(signs(weights, seed=seed), probes)
+    traces = [float(z @ product(z)) for z in map(flat, draws)]
+    return Interval.of(traces) if traces else None
+
+
+def _density(
+    product: Product, weights: Weights, probes: int, steps: int, seed: int
+) -> Density | None:
+    """Return the density by Lanczos quadrature from Gaussian vectors, or None without any."""
+    starts = islice(gaussians(weights, seed=seed), probes)
+    quadratures = [lanczos(product, flat(start), steps) for start in starts]
+    return _smoothed(quadratures, steps) if quadratures else None
 
 
 def _smoothed(

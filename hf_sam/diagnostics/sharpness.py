@@ -1,7 +1,7 @@
 """Sharpness: the rise of the loss near the weights, worst-case, average and m-sharpness."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -87,24 +87,43 @@ def sharpness(
         model, batches, loss, max_batches=max_batches, seed=seed, dtype=dtype
     ) as objective:
         bar = partial(tqdm, disable=not progress)
-        gradient = objective.gradient(objective.weights)[1]
-        ascent = _projected_ascent(objective, gradient, rho, steps)
-        found = list(bar(ascent, "worst case", 1 + steps))
-        draws = islice(gaussians(objective.weights, seed=seed), directions)
-        average = [mean_rise(objective, z, sigma) for z in bar(draws, "average", directions)]
-        adaptive_step = ascent_step(objective, gradient, adaptive_rho, adaptive=True)
-        return Sharpness(
-            setup=objective.setup,
-            rho=rho,
-            worst_case=found[0],
-            steps=steps,
-            worst_case_steps=max(found),
-            sigma=sigma,
-            average=Interval.of(average),
-            adaptive_rho=adaptive_rho,
-            adaptive=rise(objective, adaptive_step),
-            by_m={n: _m_sharpness(objective, n, rho) for n in bar(m, "m-sharpness")},
-        )
+        return _measured(
+            objective, bar, rho=rho, steps=steps, sigma=sigma, directions=directions,
+            adaptive_rho=adaptive_rho, m=m, seed=seed,
+        )  # fmt: skip
+
+
+def _measured(
+    objective: Objective,
+    bar: Callable[..., Iterable[Any]],
+    *,
+    rho: float,
+    steps: int,
+    sigma: float,
+    directions: int,
+    adaptive_rho: float,
+    m: Sequence[int],
+    seed: int,
+) -> Sharpness:
+    """Measure all of it, each part under a progress bar."""
+    gradient = objective.gradient(objective.weights)[1]
+    ascent = _projected_ascent(objective, gradient, rho, steps)
+    found = list(bar(ascent, "worst case", 1 + steps))
+    draws = islice(gaussians(objective.weights, seed=seed), directions)
+    average = [mean_rise(objective, z, sigma) for z in bar(draws, "average", directions)]
+    adaptive_step = ascent_step(objective, gradient, adaptive_rho, adaptive=True)
+    return Sharpness(
+        setup=objective.setup,
+        rho=rho,
+        worst_case=found[0],
+        steps=steps,
+        worst_case_steps=max(found),
+        sigma=sigma,
+        average=Interval.of(average),
+        adaptive_rho=adaptive_rho,
+        adaptive=rise(objective, adaptive_step),
+        by_m={n: _m_sharpness(objective, n, rho) for n in bar(m, "m-sharpness")},
+    )
 
 
 def ascent_step(
