@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,14 +12,16 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from places import ROOT
 from test_documents import DOCUMENTS
+from transformers import HfArgumentParser
 
-from hf_sam import cli
+from hf_sam import SAMConfig, cli
 from hf_sam.comparing.plan import command_line_parser, parse_plan
 from hf_sam.diagnostics.__main__ import command_line as report_parser
 from hf_sam.finetuning.options import _command_line_parser, parse_options
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FINETUNE = ("recipes/finetune.py", "hf_sam.finetuning")
+TEXTS = ("recipes/text_classification.py", "hf_sam.recipes.text_classification")
 COMPARE = ("recipes/compare.py", "hf_sam.comparing")
 # Programs of others, and what needs no words.
 LEFT_ALONE = {"source", "export", "pre-commit", "cd", "git"}
@@ -57,6 +60,14 @@ def test_the_command_is_taken(words: list[str], monkeypatch: pytest.MonkeyPatch)
         assert program in LEFT_ALONE or words == ["accelerate", "config"], words
 
 
+def text_parser() -> HfArgumentParser:
+    spec = importlib.util.spec_from_file_location("texts", ROOT / "recipes/text_classification.py")
+    texts = importlib.util.module_from_spec(spec)
+    sys.modules["texts"] = texts  # for its dataclass
+    spec.loader.exec_module(texts)
+    return HfArgumentParser((texts.TextOptions, SAMConfig))
+
+
 def require_target(name: str) -> None:
     assert f"\n{name}:" in (ROOT / "Makefile").read_text(), name
 
@@ -89,6 +100,8 @@ def require_python(words: Sequence[str]) -> None:
         require_command("compare", rest)
     elif name == "hf_sam.diagnostics":
         require_command("report", rest)
+    elif name in TEXTS:
+        text_parser().parse_args(rest)
     elif "-m" in words:
         assert importlib.util.find_spec(name), name
         assert all((ROOT / word).exists() for word in rest if "/" in word), words
@@ -105,7 +118,7 @@ def require_stages(names: Sequence[str], script: str) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_options_named_in_the_text_exist(path: Path) -> None:
     known = set()
-    parsers = (_command_line_parser(), command_line_parser(), report_parser())
+    parsers = (_command_line_parser(), command_line_parser(), report_parser(), text_parser())
     for parser in (*parsers, launch_command_parser()):
         known |= {name for action in parser._actions for name in action.option_strings}
     text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)

@@ -138,12 +138,14 @@ class Ascent:
         if self.fidelity is not None or not is_low_precision(params.values(), dtype):
             return
         fidelity = perturbation_fidelity(params.values(), perturbation, dtype)
-        if not self._is_fidelity_known:
+        # Weights of which a pass has rounded copies leave the grid of those while they are trained.
+        if not self._is_fidelity_known or dtype is not None:
             device = next(iter(params.values())).device
             of_ranks = self._gather(fidelity.to(device).unsqueeze(0))
             if not of_ranks.isnan().any():  # else wait for a perturbation that can be judged
                 remedy, allowed = self._engine.float32_remedy, self._sam.allow_rounded_perturbation
-                require_fidelity(of_ranks, remedy=remedy, allowed=allowed)
+                is_first = not self._is_fidelity_known
+                require_fidelity(of_ranks, remedy=remedy, allowed=allowed, warns=is_first)
                 self._is_fidelity_known = True
         if not fidelity.isnan().any():
             self.fidelity = fidelity

@@ -9,7 +9,7 @@ WARN_BELOW, STOP_BELOW = 0.9, 0.5  # norm and cosine of the rounded perturbation
 logger = logging.get_logger(__name__)
 
 
-def require_fidelity(of_ranks: Tensor, *, remedy: str, allowed: bool) -> None:
+def require_fidelity(of_ranks: Tensor, *, remedy: str, allowed: bool, warns: bool) -> None:
     """Warn if rounding changes much of a perturbation, and raise if it changes most of it.
 
     Args:
@@ -17,6 +17,7 @@ def require_fidelity(of_ranks: Tensor, *, remedy: str, allowed: bool) -> None:
             all ranks stop or none. A norm too large is as wrong as one too small.
         remedy: What the user can do about it.
         allowed: Whether to continue anyway (`allow_rounded_perturbation`).
+        warns: Whether to warn, which is done once in a training.
 
     Raises:
         ValueError: If norm, its inverse or cosine is below `STOP_BELOW`, unless `allowed`.
@@ -32,4 +33,5 @@ def require_fidelity(of_ranks: Tensor, *, remedy: str, allowed: bool) -> None:
     )
     if least < STOP_BELOW and not allowed:
         raise ValueError(f"{message}, or set `allow_rounded_perturbation=True` to train on.")
-    logger.warning(f"{message}.")
+    if warns:
+        logger.warning(f"{message}.")
