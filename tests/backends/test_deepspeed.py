@@ -3,13 +3,21 @@
 What every combination computes is in the matrix (tests/trainer/test_matrix.py).
 """
 
+import json
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import patience
 import pytest
 import ranks
+import timm
+import torch
 from deepspeed_runs import STAGES
+from places import ROOT, SUPPORT
+from transformers import AutoModelForImageClassification
 
 from hf_sam.backends.deepspeed import DeepSpeed
 
@@ -90,6 +98,26 @@ def test_what_cannot_be_had_is_refused(reports: Reports) -> None:
         assert "got `zero_hpz_partition_size`: leave it out" in message
     for message in reports["refused: stage 0 in bf16"]:
         assert "got bf16 or fp16 in stage 0 of ZeRO (stage 1 has it)" in message
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_recipe_is_launched_with_our_configuration(stage: int, tmp_path: Path) -> None:
+    """By `accelerate launch` on two processes, to a model that both libraries load."""
+    pytest.importorskip("deepspeed")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    config = ["--config_file", f"accelerate_configs/deepspeed_zero{stage}.yaml"]
+    recipe = [str(SUPPORT / "deepspeed_cpu.py"), "recipes/finetune.py", "--dataset", "digits"]
+    options = ["--max_steps", "4", "--max_eval_samples", "32", "--output_dir", str(tmp_path)]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    patience.run(
+        ["env", "--chdir", str(ROOT), *launch, *config, *recipe, *options],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+    ours = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    pixels = torch.randn(2, *timm.data.resolve_model_data_config(theirs)["input_size"])
+    torch.testing.assert_close(ours(pixels).logits, theirs(pixels))
+    assert json.loads((tmp_path / "run.json").read_text())["gradient_evaluations"] == 8
 
 
 class AdamW:
