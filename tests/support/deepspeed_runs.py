@@ -11,6 +11,7 @@ import torch.distributed as dist
 from cases import build, examples, make_trainer
 from deepspeed_cpu import config, deepspeed_on_cpu, master_weights, whole_state
 from observers import Communication, files, without_times
+from overflows import Overflows
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
@@ -146,21 +147,6 @@ def left_by_exception(
     return [name for name, value, expected in parts if value != expected]
 
 
-class Overflows(nn.Module):
-    """Multiplies its loss by inf in the given training passes."""
-
-    def __init__(self, *calls: int) -> None:
-        super().__init__()
-        self.model, self.at, self.calls = build("mlp", torch.float32), calls, 0
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        self.calls += self.training
-        out = self.model(x, labels)
-        if self.calls in self.at:
-            out["loss"] = out["loss"] * float("inf")
-        return out
-
-
 def left_by_overflow(folder: Path, stage: int, call: int) -> list[str]:
     """Name what is wrong after one step whose clean (1) or perturbed pass (2) overflows."""
     engine = config(stage, fp16=FP16)
@@ -168,7 +154,7 @@ def left_by_overflow(folder: Path, stage: int, call: int) -> list[str]:
     settings["allow_rounded_perturbation"] = True
     found = []
     for calls in ((call,), ()):
-        trainer = trainer_of(folder, Overflows(*calls), engine, learning_rate=0.0, **settings)
+        trainer = trainer_of(folder, Overflows(calls, "mlp"), engine, learning_rate=0.0, **settings)
         trainer.train()
         zero = trainer.deepspeed.optimizer
         found.append((left(trainer), float(zero.loss_scale), trainer.deepspeed.skipped_steps))

@@ -6,6 +6,7 @@ from typing import Any
 from deepspeed_cpu import config
 from matrix_case import Case
 from matrix_methods import METHODS
+from matrix_ranks import SHARDED
 
 from hf_sam.config import ASCENT_SCOPES
 
@@ -18,7 +19,7 @@ ADAMW: dict[str, Any] = {
     "adam_epsilon": 1e-4,  # or rounding noise of a gradient near zero becomes a whole step
 }
 TRAINED: dict[str, dict[str, Any]] = {
-    "SGD with momentum": {"settings": {"optim_args": "momentum=0.9"}},
+    **{line: case for line, case in SHARDED.items() if "AdamW" not in line},
     "AdamW, clipping, warm-up": {
         "settings": {
             **ADAMW,
@@ -27,21 +28,8 @@ TRAINED: dict[str, dict[str, Any]] = {
             "warmup_steps": 2,
         }
     },
-    "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
     "p = 1.5": {"sam": {"perturbation_norm": 1.5}},
     "p = inf": {"sam": {"perturbation_norm": float("inf"), "rho": 0.005}},
-    "perturb one module at every second step": {
-        "sam": {"perturb": "body.0", "ascent_interval": 2},
-        "meaning": {
-            "perturb": lambda name: name.startswith("body.0."),
-            "share": lambda step: float(step % 2 == 0),
-        },
-    },
-    "ascent_fraction": {"sam": {"ascent_fraction": 0.5}, "meaning": {"kept": 2}},
-    "dropout and BatchNorm": {
-        "model": "dropout_and_batch_norm",
-        "settings": {"ddp_broadcast_buffers": False},  # DeepSpeed broadcasts none
-    },
     "a queue in buffers": {"model": "queue", "settings": {"ddp_broadcast_buffers": False}},
     "tied weights": {"model": "tied"},
     "a frozen layer": {"model": "frozen"},

@@ -56,27 +56,31 @@ def ddp() -> Iterator[Case]:
             yield Case(table, "three ranks", scope, 3, accumulation, model="dropout_and_batch_norm")
 
 
+# What is told to engines that shard the weights.
+SHARDED: dict[str, dict[str, Any]] = {
+    "SGD with momentum": {"settings": {"optim_args": "momentum=0.9"}},
+    "AdamW, clipping": {
+        "settings": {"optim": "adamw_torch", "learning_rate": 0.01, "max_grad_norm": 0.1}
+    },
+    "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
+    "perturb one module at every second step": {
+        "sam": {"perturb": "body.0", "ascent_interval": 2},
+        "meaning": {
+            "perturb": lambda name: name.startswith("body.0."),
+            "share": lambda step: float(step % 2 == 0),
+        },
+    },
+    "ascent_fraction": {"sam": {"ascent_fraction": 0.5}, "meaning": {"kept": 2}},
+    "dropout and BatchNorm": {
+        "model": "dropout_and_batch_norm",
+        "settings": {"ddp_broadcast_buffers": False},  # which they do not broadcast
+    },
+}
+
+
 def sharded() -> Iterator[Case]:
     """FSDP2 on two ranks; the reference runs under DDP."""
-    for line, mode in {
-        "SGD with momentum": {"settings": {"optim_args": "momentum=0.9"}},
-        "AdamW, clipping": {
-            "settings": {"optim": "adamw_torch", "learning_rate": 0.01, "max_grad_norm": 0.1}
-        },
-        "ASAM": {"sam": {"adaptive": True, "rho": 0.5}},
-        "perturb one module at every second step": {
-            "sam": {"perturb": "body.0", "ascent_interval": 2},
-            "meaning": {
-                "perturb": lambda name: name.startswith("body.0."),
-                "share": lambda step: float(step % 2 == 0),
-            },
-        },
-        "ascent_fraction": {"sam": {"ascent_fraction": 0.5}, "meaning": {"kept": 2}},
-        "dropout and BatchNorm": {
-            "model": "dropout_and_batch_norm",
-            "settings": {"ddp_broadcast_buffers": False},  # FSDP2 broadcasts none
-        },
-    }.items():
+    for line, mode in SHARDED.items():
         for accumulation in (1, 2):
             for scope in ASCENT_SCOPES:
                 refused = "" if scope == "global" else "must be global for sharded parameters"

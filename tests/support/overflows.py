@@ -17,9 +17,9 @@ SCALE = 2.0**10
 class Overflows(nn.Module):
     """Multiplies its loss, and so every gradient, by inf in the given forward passes."""
 
-    def __init__(self, calls: tuple[int, ...]) -> None:
+    def __init__(self, calls: tuple[int, ...], model: str = "batch_norm") -> None:
         super().__init__()
-        self.model, self.at, self.calls = build("batch_norm", torch.float32), calls, 0
+        self.model, self.at, self.calls = build(model, torch.float32), calls, 0
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         self.calls += self.training
