@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 else:
     AnyTrainer = object
 
-Params = dict[str, nn.Parameter]  # the trainable ones by name
-
 
 class SAMMixin(AnyTrainer):
     """Sharpness-Aware Minimization for any Trainer: `class MyTrainer(SAMMixin, SomeTrainer)`.
@@ -123,6 +121,7 @@ class SAMMixin(AnyTrainer):
         """Fetch the next window as the plain Trainer does, whatever became of the last one."""
         if self._window is not None:
             self._window.warn_if_lost(self.state.global_step)
+            self._walk.give_up()
         self._window = None
         require_called(self, SAMMixin, is_called=self._is_called)
         micro_batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -192,10 +191,10 @@ class SAMMixin(AnyTrainer):
     def _check_model(self, model: nn.Module) -> None:
         self._overhead, self._walk = Overhead(self.args.device), Walk()
         self._watch = Watch(is_twice=self.sam_arguments.chosen_method.has_clean_pass)
-        check_model(self, self.sam_arguments, model, self._walk.parts_of(model, self))
+        parts = self._walk.parts_of(model, self)
+        check_model(self, self.sam_arguments, model, parts)
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        engine = self._walk.parts_of(model, self).engine
-        self._ascent = Ascent(self.sam_arguments, bare, self.accelerator.gather, engine)
+        self._ascent = Ascent(self.sam_arguments, bare, self.accelerator, parts.engine)
         self.ascent_schedule = planned_schedule(self, self.sam_arguments)
         self._is_supported = True
 
@@ -281,8 +280,9 @@ class SAMMixin(AnyTrainer):
 
     def _finish(self, parts: Parts, window: Window) -> None:
         """Leave in `p.grad` what the base optimizer descends along, and forget the window."""
-        with parts.engine.descent_gradients(parts.weights):
-            self._ascent.finish(parts.weights, window.kept_clean_grad)
+        if self._ascent.method.changes_gradient:
+            with parts.engine.descent_gradients(parts.weights):
+                self._ascent.finish(parts.weights, window.kept_clean_grad)
         window.add_leftovers(parts.trainable, parts.outside, self.accelerator)
         parts.buffers.look(window.before)
         if self._watch.end_step():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from ..ascent.perturbation import gradients_set_aside
 from ..ascent.shards import local
 from .engine import Engine, Weights
 from .rules import REMEDY, perturbations
@@ -30,6 +31,7 @@ class DeepSpeed(Engine):
 
     default_scope = "global"  # the engine reduces the gradient of every micro-batch
     keeps_memory = False  # fragments are not put together
+    keeps_leftovers = False
     float32_remedy = (
         "have DeepSpeed keep float32 weights and compute in bfloat16: `torch_autocast` in its "
         "config, in place of `bf16` or `fp16`"
@@ -87,10 +89,11 @@ class DeepSpeed(Engine):
     def _unsupported(self) -> Iterator[tuple[str, bool]]:
         """Yield what cannot be had, and whether it is asked for."""
         library, engine = sys.modules["deepspeed"], self._engine
-        name = type(getattr(self._optimizer, "optimizer", self._optimizer)).__name__.lower()
+        name = name_of(getattr(self._optimizer, "optimizer", self._optimizer)).lower()
         zero = engine.config.get("zero_optimization", {})
         offloads = (zero.get("offload_optimizer"), zero.get("offload_param"))
-        lacks_master = engine.fp16_enabled() or engine.bfloat16_enabled()
+        is_rounded = engine.fp16_enabled() or engine.bfloat16_enabled()
+        scaler = engine.torch_autocast_z0_gradscaler
         yield "pipeline parallelism", isinstance(engine, library.PipelineEngine)
         yield "a mixture of experts", engine.has_moe_layers
         yield "Muon (it moves its momentum while gradients are reduced)", "muon" in name
@@ -102,10 +105,21 @@ class DeepSpeed(Engine):
         yield "quantised gradients of ZeRO++", bool(engine.zero_quantized_gradients())
         yield "`zero_hpz_partition_size`", engine.zero_hpz_partition_size() > 1
         yield "offload to NVMe", any((o or {}).get("device") == "nvme" for o in offloads)
+        yield (
+            "SuperOffload (it steps in backward)",
+            any((o or {}).get("super_offload") for o in offloads),
+        )
+        yield "an offload `ratio` below 1", any((o or {}).get("ratio", 1.0) < 1 for o in offloads)
+        yield "`round_robin_gradients`", bool(zero.get("round_robin_gradients"))
+        yield (
+            "`grad_accum_dtype` in stage 1 (stage 2 has it)",
+            name_of(self._optimizer) == "BF16_Optimizer",
+        )
         yield "ZenFlow", bool(engine.zenflow)
         yield "DeepCompile", engine.is_deepcompile_enabled()
         stage = engine.zero_optimization_stage()
-        yield "bf16 or fp16 in stage 0 of ZeRO (stage 1 has it)", stage == 0 and lacks_master
+        yield "bf16 or fp16 in stage 0 of ZeRO (stage 1 has it)", stage == 0 and is_rounded
+        yield "`torch_autocast` to float16 in stage 0 (stage 1 has it)", scaler is not None
 
 
 class _Backward:
@@ -129,7 +143,11 @@ class Zero(DeepSpeed):
         self._stage, self._mesh = stage(self._optimizer), cast(DeviceMesh, None)
         self._params: Mapping[str, Tensor] = {}  # the trainable ones
         self._fragments: dict[str, Fragment] = {}  # of them
-        self.pass_dtype = self._optimizer.dtype
+
+    @property
+    def pass_dtype(self) -> torch.dtype:  # type: ignore[override]  # of ZeRO's, where it is one
+        """Dtype of the weights in a pass."""
+        return self._optimizer.dtype
 
     def require_supported(
         self, params: Mapping[str, Tensor], *, scope: str | None, accumulation: int, ranks: int
@@ -157,12 +175,17 @@ class Zero(DeepSpeed):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Forget, after an exception, what the passes have gathered."""
+        """Put w back after an exception, and forget what the passes have gathered."""
         try:
             yield
         except BaseException:
+            self._stage.put_back()
             self._stage.forget()
             raise
+
+    def give_up(self) -> None:
+        """Forget what the passes have gathered."""
+        self._stage.forget()
 
     def weights(self, trainable: Mapping[str, Tensor]) -> Weights:
         """Return this rank's float32 weights."""
@@ -184,7 +207,8 @@ class Zero(DeepSpeed):
         """Begin a window without what another has left; ZeRO itself adds up the passes of one."""
         if gathered is None:
             self._stage.forget()
-        yield
+        with gradients_set_aside(others):
+            yield
 
     def take_gradients(self, weights: Weights) -> list[Tensor | None]:
         """Take off this rank's gradient of the window; None before its last pass."""
@@ -223,7 +247,7 @@ class Zero(DeepSpeed):
     def end_step(self) -> None:
         """Clip, step and schedule; after a step that was skipped for an overflow w is back too."""
         super().end_step()
-        self._stage.after_step()
+        self._stage.put_back(stepped=not self._optimizer.overflow)
 
     def _gradients(self, weights: Weights) -> dict[str, Tensor]:
         found = self._stage.gradients(self._params)
@@ -248,6 +272,11 @@ def _mesh(group: Any, device: str) -> DeviceMesh:
     if device == "cpu" and dist.get_backend(group) != "gloo":  # offloaded
         group = dist.new_group(dist.get_process_group_ranks(group), backend="gloo")
     return DeviceMesh.from_group(group, device)
+
+
+def name_of(optimizer: object) -> str:
+    """Return the name of an optimizer's class."""
+    return type(optimizer).__name__
 
 
 def _numel(param: Tensor) -> int:

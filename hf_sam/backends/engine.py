@@ -24,6 +24,7 @@ class Engine(ABC):
 
     default_scope: str | None = None  # of `ascent_scope`; None where the method may choose
     keeps_memory = True  # whether checkpoints can have what a method keeps between steps
+    keeps_leftovers = True  # whether a window that is not stepped can be added to the next
     broadcasts_buffers = False  # whether a pass may begin from the buffers of another rank
     pass_dtype: torch.dtype | None = None  # of the weights in a pass, where it is another
     # What keeps rounding from taking a perturbation away.
@@ -120,6 +121,10 @@ class Engine(ABC):
     def descent_gradients(self, weights: Weights) -> AbstractContextManager[None]:
         """Have the descent gradient in `.grad` of the weights in the block, to be changed there."""
         return nullcontext()
+
+    def give_up(self) -> None:
+        """Drop the gradients of a window that is never finished, where the engine keeps them."""
+        return
 
     def end_step(self) -> None:
         """Clip and step after an ascent, where the Trainer leaves that to the engine."""

@@ -53,15 +53,19 @@ class Stage(ABC):
 
     @abstractmethod
     def moved(self, moves: list[tuple[Fragment, Tensor]]) -> AbstractContextManager[None]:
-        """Have all ranks pass at w + epsilon in the block; `after_step` puts w back at the latest.
+        """Have all ranks pass at w + epsilon in the block; `put_back` ends that at the latest.
 
         Args:
             moves: Fragments, each with this rank's part of epsilon. Emptied.
         """
 
     @abstractmethod
-    def after_step(self) -> None:
-        """Have all ranks pass at w, also where the step was skipped."""
+    def put_back(self, *, stepped: bool = False) -> None:
+        """Have all ranks pass at w again, if they do not yet.
+
+        Args:
+            stepped: Whether the optimizer has stepped, which has given all ranks new weights.
+        """
 
 
 class Stages12(Stage):
@@ -69,6 +73,8 @@ class Stages12(Stage):
 
     Only the weights of the model are moved, so the step finds w and gathers the model anew.
     """
+
+    _is_moved = False  # whether the model has w + epsilon
 
     NAMES = (
         *("bit16_groups", "bit16_groups_flat", "parallel_partitioned_bit16_groups"),
@@ -120,32 +126,30 @@ class Stages12(Stage):
             bucket.clear()
         zero._release_ipg_buffers()
         zero.params_already_reduced = [False] * len(zero.params_already_reduced)
-        for group, partition in enumerate(zero.single_partition_of_fp32_groups):
+        for group in range(len(zero.bit16_groups)):
             zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
-            if zero.cpu_offload:
-                partition.grad.zero_()
         if zero.cpu_offload:
             zero._offload_accumulated_param_ids = set()
-            zero.reset_cpu_buffers()
+            zero.reset_cpu_buffers()  # waits for copies
+            for partition in zero.single_partition_of_fp32_groups:
+                partition.grad.zero_()
 
     @contextmanager
     def moved(self, moves: list[tuple[Fragment, Tensor]]) -> Iterator[None]:
-        """Have all ranks pass at w + epsilon; what comes after the block is the step."""
+        """Have all ranks pass at w + epsilon, also after the block: the step comes next."""
+        self._is_moved = True
         with torch.no_grad():
             for fragment, epsilon in moves:
                 fragment.in_pass.copy_(fragment.weight + epsilon)
             self._gather()
         moves.clear()
-        try:
-            yield
-        except BaseException:
-            self._zero.update_lp_params()
-            raise
+        yield
 
-    def after_step(self) -> None:
-        """Put the weights of the model back, where a step that was skipped has not."""
-        if self._zero.overflow:
+    def put_back(self, *, stepped: bool = False) -> None:
+        """Put the weights of the model back, where a step has not."""
+        if self._is_moved and not stepped:
             self._zero.update_lp_params()
+        self._is_moved = False
 
     def _gather(self) -> None:
         from deepspeed.runtime.utils import all_gather_dp_groups
@@ -183,6 +187,7 @@ class Stage3(Stage):
         *("fp16_groups", "fp32_partitioned_groups_flat", "grad_position", "get_param_id"),
         *("averaged_gradients", "offload_optimizer", "ipg_buckets", "checkpoint_event_prologue"),
         *("checkpoint_event_epilogue", "torch_autocast_gradscaler", "overflow"),
+        "grad_partitions_flat_buffer",
     )
 
     def parameters(self) -> list[Tensor]:
@@ -223,9 +228,7 @@ class Stage3(Stage):
         zero.zero_grad()
         for bucket in zero.ipg_buckets.values():
             bucket.clear_params()
-        for group in zero.averaged_gradients.values():  # kept where a batch leaves one out
-            for part in group or ():
-                part.zero_()
+        zero.grad_partitions_flat_buffer.zero_()  # of parameters that a window leaves out too
         if zero.offload_optimizer:
             for flat in zero.fp32_partitioned_groups_flat:
                 if flat.grad is not None:
@@ -235,27 +238,31 @@ class Stage3(Stage):
     @contextmanager
     def moved(self, moves: list[tuple[Fragment, Tensor]]) -> Iterator[None]:
         """Have all ranks pass at w + epsilon. Memory: a copy of this rank's weights in a pass."""
-        with torch.no_grad(), self._written():
-            parts = [fragment.in_pass for fragment, _ in moves]
-            kept = [part.clone() for part in parts]
-            for fragment, epsilon in moves:
-                fragment.in_pass.copy_(fragment.weight + epsilon)
-        moves.clear()
+        parts = [fragment.in_pass for fragment, _ in moves]
+        kept = [part.clone() for part in parts]
         try:
+            with torch.no_grad(), self._written():
+                for fragment, epsilon in moves:
+                    fragment.in_pass.copy_(fragment.weight + epsilon)
+                moves.clear()
             yield
         finally:
             with torch.no_grad(), self._written():
                 for part, before in zip(parts, kept, strict=True):
                     part.copy_(before)
 
-    def after_step(self) -> None:
-        """Do nothing: w came back before the step."""
+    def put_back(self, *, stepped: bool = False) -> None:
+        """Do nothing: w comes back at the end of the block."""
 
     @contextmanager
     def _written(self) -> Iterator[None]:
         """Free what was gathered of the weights; gather anew what ZeRO holds on to."""
+        from deepspeed.accelerator import get_accelerator
+
         self._zero.checkpoint_event_prologue()
         yield
+        if not get_accelerator().resolves_data_dependency():
+            get_accelerator().synchronize()  # ZeRO gathers in another stream
         self._zero.checkpoint_event_epilogue()
 
 

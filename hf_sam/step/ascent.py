@@ -1,8 +1,9 @@
 """The ascent of a run: its method with the method's state, and the parameters it perturbs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..ascent.fidelity import is_low_precision, perturbation_fidelity
@@ -24,7 +25,7 @@ class Ascent:
         self,
         sam: SAMArguments,
         model: nn.Module | None = None,
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        accelerator: Accelerator | None = None,
         engine: Engine | type[Engine] = Engine,
     ) -> None:
         """Set up the method that the settings name.
@@ -32,7 +33,7 @@ class Ascent:
         Args:
             sam: SAM's settings.
             model: The model, unwrapped.
-            gather: Stacks the tensors of all ranks along the first dimension.
+            accelerator: Gathers what the ranks have measured.
             engine: Says how the passes round the weights.
 
         Raises:
@@ -41,7 +42,7 @@ class Ascent:
         self.name, self.method = sam.method, sam.chosen_method
         self.memory: Memory = {}
         self.fidelity: Tensor | None = None  # (2,) of the first perturbation since it was None
-        self._sam, self._gather, self._engine = sam, gather, engine
+        self._sam, self._accelerator, self._engine = sam, accelerator, engine
         self._moved = None if model is None else _moved(model, sam.perturb)
         self._is_fidelity_known = False
 
@@ -140,8 +141,9 @@ class Ascent:
         fidelity = perturbation_fidelity(params.values(), perturbation, dtype)
         # Weights of which a pass has rounded copies leave the grid of those while they are trained.
         if not self._is_fidelity_known or dtype is not None:
-            device = next(iter(params.values())).device
-            of_ranks = self._gather(fidelity.to(device).unsqueeze(0))
+            of_ranks = fidelity.unsqueeze(0)
+            if self._accelerator is not None:
+                of_ranks = self._accelerator.gather(of_ranks.to(self._accelerator.device))
             if not of_ranks.isnan().any():  # else wait for a perturbation that can be judged
                 remedy, allowed = self._engine.float32_remedy, self._sam.allow_rounded_perturbation
                 is_first = not self._is_fidelity_known

@@ -7,6 +7,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from transformers import DataCollatorWithFlattening, Trainer
+from transformers.trainer_utils import has_length
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_sagemaker_mp_enabled, logging
 
@@ -85,6 +86,13 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
     parts.engine.require_supported(
         parts.params, scope=effective, accumulation=accumulation, ranks=ranks
     )
+    loader = trainer.callback_handler.train_dataloader
+    if not parts.engine.keeps_leftovers and accumulation > 1 and not has_length(loader):
+        raise ValueError(
+            "DeepSpeed must know where an epoch ends, got data of unknown length and "
+            f"`gradient_accumulation_steps={accumulation}`, of which a last part is never stepped: "
+            "give the data set a length, or accumulate nothing."
+        )
     if not parts.engine.keeps_memory and (method.has_memory or not method.has_clean_pass):
         raise ValueError(
             f"{sam.method} must keep a direction from step to step, got DeepSpeed, whose shards "

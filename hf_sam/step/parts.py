@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -40,7 +41,6 @@ class Parts:
     buffers: Buffers  # of all modules that a pass can reach
     counted: Counted
     trainable: dict[str, Tensor] = field(default_factory=dict)  # set by `at_this_step`
-    weights: Weights = field(default_factory=dict)  # likewise: what the engine moves of them
 
     @classmethod
     def of(
@@ -79,7 +79,12 @@ class Parts:
     def at_this_step(self) -> Self:
         """Return the parts with what is trainable now: parameters may be frozen and unfrozen."""
         trainable = {name: param for name, param in self.params.items() if param.requires_grad}
-        return replace(self, trainable=trainable, weights=self.engine.weights(trainable))
+        return replace(self, trainable=trainable)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """What the engine moves of the trainable parameters, by the same names."""
+        return self.engine.weights(self.trainable)
 
     def start(self, buffers: Snapshot | None = None) -> Start:
         """Return the state in which the next pass begins.
@@ -131,6 +136,11 @@ class Walk:
     def forget(self) -> None:
         """Search again at the next step: the first one may have created modules and generators."""
         self._parts = None
+
+    def give_up(self) -> None:
+        """Have the engine drop what an unfinished window has gathered."""
+        if self._parts is not None:
+            self._parts.engine.give_up()
 
     def parts_of(self, model: nn.Module, trainer: Any) -> Parts:
         """Return the parts of a model; search only if they may have changed.

@@ -124,13 +124,22 @@ class AdamW:
     """An optimizer whose name says nothing."""
 
 
+def offloaded(**how: Any) -> dict[str, Any]:
+    return {"config": {"zero_optimization": {"offload_optimizer": {"device": "cpu", **how}}}}
+
+
 UNSUPPORTED: dict[str, dict[str, Any]] = {
     "a mixture of experts": {"has_moe_layers": True},
     "Muon (it moves its momentum": {"optimizer": type("MuonWithAuxAdam", (), {})()},
     "onebitadam, which compresses": {"optimizer": type("OnebitAdam", (), {})()},
     "quantised weights of ZeRO++": {"zero_quantized_weights": lambda: True},
     "quantised gradients of ZeRO++": {"zero_quantized_gradients": lambda: True},
-    "offload to NVMe": {"config": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}},
+    "offload to NVMe": offloaded(device="nvme"),
+    "SuperOffload (it steps": offloaded(super_offload=True),
+    "an offload `ratio` below 1": offloaded(ratio=0.5),
+    "`round_robin_gradients`": {"config": {"zero_optimization": {"round_robin_gradients": True}}},
+    "`grad_accum_dtype` in stage 1": {"optimizer": type("BF16_Optimizer", (), {})()},
+    "`torch_autocast` to float16 in": {"torch_autocast_z0_gradscaler": object()},
     "ZenFlow": {"zenflow": True},
     "DeepCompile": {"is_deepcompile_enabled": lambda: True},
 }
@@ -149,7 +158,7 @@ def test_what_its_engine_would_get_wrong_is_refused(
     usual |= {"zero_quantized_nontrainable_weights": lambda: False, "has_moe_layers": False}
     usual |= {"zero_hpz_partition_size": lambda: 1, "zenflow": False, "config": {}}
     usual |= {"is_deepcompile_enabled": lambda: False, "zero_optimization_stage": lambda: 0}
-    usual |= {"optimizer": AdamW()}
+    usual |= {"optimizer": AdamW(), "torch_autocast_z0_gradscaler": None}
     given = {"scope": None, "accumulation": 1, "ranks": 2}
     DeepSpeed(SimpleNamespace(**usual)).require_supported({}, **given)
     with pytest.raises(ValueError, match="got .*: leave it out of the DeepSpeed config") as error:

@@ -51,7 +51,6 @@ OTHERS: dict[str, dict[str, Any]] = {
         "stages": (3,),
         "zero": {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
     },
-    "round_robin_gradients": {"stages": (1, 2), "zero": {"round_robin_gradients": True}},
     "contiguous_gradients: false": {"stages": (1, 2), "zero": {"contiguous_gradients": False}},
     "small buckets": {"zero": {"reduce_bucket_size": 50, "allgather_bucket_size": 50}},
 }
