@@ -7,6 +7,7 @@
 #   bash benchmarks/gpu.sh            tests, conformance, step cost, Flowers-102 with EfficientNet-Lite0
 #   bash benchmarks/gpu.sh pack vit   the ViT's weights in gpu_pack/ in place of data and the other weights
 #   bash benchmarks/gpu.sh vit        after that, on the machine that has had the data: Flowers-102 with it
+#   bash benchmarks/gpu.sh deepspeed  SAM under ZeRO-2, and ZeRO-3 with offload, in bfloat16, four minutes at most
 #   bash benchmarks/gpu.sh smoke      every stage with tiny sizes on the CPU, under four minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +16,8 @@ MOST_MB=55 # of the pack
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-runs/gpu}
 # What a machine with torch, transformers and scikit-learn lacks; each needs no more than is there.
-WHEELS="datasets evaluate dill multiprocess timm>=1.0.31 pytorch_optimizer"
+WHEELS="datasets evaluate dill multiprocess timm>=1.0.31 pytorch_optimizer
+    hjson py-cpuinfo ninja msgpack einops" # the last five for DeepSpeed
 # Runs that share the card: a small network leaves most of it idle.
 PROCESSES=${PROCESSES:-6}
 FAILED=0
@@ -24,6 +26,7 @@ pack() { # what: flowers or vit
     rm -rf $PACK && mkdir -p $PACK/wheels
     $PYTHON -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 -d $PACK/wheels $WHEELS
+    DS_BUILD_OPS=0 $PYTHON -m pip wheel -q --no-deps -w $PACK/wheels "deepspeed>=0.19.7,<0.20"
     if [ "$1" = vit ]; then
         cp data/weights/vit_small_patch14_dinov2_fp16.safetensors $PACK
     else
@@ -114,18 +117,23 @@ vit)
     flowers vit 500 --config recipes/oxford_flowers/vit_small_patch14.yaml \
         --weights $PACK/vit_small_patch14_dinov2_fp16.safetensors
     ;;
+deepspeed)
+    begin && unpack
+    stage deepspeed 240 $PYTHON benchmarks/gpu_deepspeed.py --output "$OUT/deepspeed.json"
+    ;;
 smoke)
     export CUDA_VISIBLE_DEVICES="" PROCESSES=2
     begin
     stage tests 200 $PYTHON -m pytest -m gpu tests/trainer/test_gpu.py
     stage conformance 200 $PYTHON benchmarks/gpu_conformance.py --output "$OUT/conformance.json"
     stage step_cost 200 $PYTHON benchmarks/step_cost.py --tiny --rounds 1 --output "$OUT/step_cost.json"
+    stage deepspeed 200 $PYTHON benchmarks/gpu_deepspeed.py --tiny --output "$OUT/deepspeed.json"
     rm -rf runs/gpu-smoke
     stage smoke 200 bash benchmarks/gpu.sh together smoke --dataset digits --model test_efficientnet \
         --init_scratch --max_steps 2 --max_train_samples 64 --max_eval_samples 32 --seeds 1 \
         --eval_strategy no --save_strategy no
     keep smoke
     ;;
-*) echo "gpu.sh: pack, pack vit, vit, smoke or nothing, got $1" >&2 && exit 1 ;;
+*) echo "gpu.sh: pack, pack vit, vit, deepspeed, smoke or nothing, got $1" >&2 && exit 1 ;;
 esac
 exit $FAILED

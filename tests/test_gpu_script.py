@@ -27,6 +27,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
         "tests": 0,
         "conformance": 0,
         "step_cost": 0,
+        "deepspeed": 0,
         "smoke": 0,
     }
     assert done.returncode == 0
@@ -34,7 +35,7 @@ def test_every_stage_runs(tmp_path: Path) -> None:
     assert all(found.values())
     assert set(found) == {
         *("stages.json", "log.txt", "conformance.json", "step_cost.json"),
-        *("smoke.json", "smoke-records.tar.gz"),
+        *("deepspeed.json", "smoke.json", "smoke-records.tar.gz"),
     }
     assert len(json.loads((tmp_path / "smoke.json").read_text())["results"]) == 3
 
@@ -43,6 +44,7 @@ def test_stages_that_fail_are_noted_and_gone_past(tmp_path: Path) -> None:
     """With an interpreter that has nothing installed every stage fails, and each is noted."""
     done = run(tmp_path, "smoke", PYTHON=f"{sys.executable} -I -S")
     stages = json.loads((tmp_path / "stages.json").read_text())
-    assert [stage["stage"] for stage in stages] == ["tests", "conformance", "step_cost", "smoke"]
+    names = ["tests", "conformance", "step_cost", "deepspeed", "smoke"]
+    assert [stage["stage"] for stage in stages] == names
     assert all(stage["status"] != 0 for stage in stages)
     assert done.returncode == 1
