@@ -41,6 +41,17 @@ def test_nothing_differs(check: str, stage: int, reports: Reports) -> None:
         assert found in ([], 0.0)
 
 
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_killed_and_resumed_is_bit_for_bit(stage: str, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    killed, revived = tmp_path / "killed", tmp_path / "revived"
+    killed.mkdir(), revived.mkdir()
+    with pytest.raises(RuntimeError, match="SIGKILL|Signal 9"):
+        ranks.launch(2, "deepspeed killed", killed, stage)
+    reports = ranks.launch(2, "deepspeed revived", revived, str(killed / "run"), stage)
+    assert reports["resumed"] == [[], []]
+
+
 @ON_EACH_STAGE
 @pytest.mark.parametrize(
     "fault", [*(f"fault {call}" for call in (9, 10, 11, 12)), "Ctrl-C", "fault in backward"]

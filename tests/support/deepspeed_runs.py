@@ -2,21 +2,19 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from cases import build, examples, make_trainer
-from deepspeed_cpu import config, deepspeed_on_cpu, master_weights, whole_state
+from deepspeed_cpu import deepspeed_on_cpu, master_weights, whole_state
 from observers import Communication, files, without_times
-from overflows import Overflows
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 STAGES = (1, 2, 3)
-FP16 = {"enabled": True, "initial_scale_power": 8, "hysteresis": 1}
 AUTOCAST = {
     "enabled": True,
     "dtype": "bfloat16",
@@ -98,75 +96,6 @@ def fp32_of_checkpoint_differs(folder: Path, engine: dict[str, Any]) -> float:
     return max(float((read[name].flatten() - x).abs().max()) for name, x in masters.items())
 
 
-class Fails(nn.Module):
-    """Raises in the given training pass: in forward, or in the backward of its first layer."""
-
-    def __init__(self, call: int, where: str, error: type[BaseException]) -> None:
-        super().__init__()
-        self.model, self.call, self.where = build("mlp", torch.float32), call, where
-        self.error, self.calls = error, 0
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        self.calls += self.training
-        fails = self.training and self.calls == self.call
-        out = self.model(x.requires_grad_(fails and self.where == "backward"), labels)
-        if fails and self.where == "backward":
-            x.register_hook(self.strike)
-        elif fails:
-            self.strike()
-        return out
-
-    def strike(self, *_: Any) -> None:
-        raise self.error("as asked")
-
-
-def left_by_exception(
-    folder: Path, engine: dict[str, Any], call: int, where: str, error: type[BaseException]
-) -> list[str]:
-    """Evaluate, fail in a pass of the third step, evaluate; name what is not as before the step.
-
-    The calls are two clean and two perturbed passes a step. Then train anew: the trainer must do
-    what one does that nothing has happened to.
-    """
-    trainer = trainer_of(folder, Fails(call, where, error), engine, max_steps=4, **EVALUATED)
-    before: list[Any] = []
-
-    class Remember(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            before.append((left(trainer), trainer.evaluate()["eval_loss"]))
-            trainer.model_wrapped.train()
-
-    trainer.add_callback(Remember())
-    try:
-        trainer.train()
-    except (RuntimeError, KeyboardInterrupt) as raised:
-        assert str(raised) == "as asked", raised
-    now = (left(trainer), trainer.evaluate()["eval_loss"])
-    assert len(before) == 3, "it did not fail in the third step"
-    parts = zip(("weights", "evaluation"), now, before[-1], strict=True)
-    return [name for name, value, expected in parts if value != expected]
-
-
-def left_by_overflow(folder: Path, stage: int, call: int) -> list[str]:
-    """Name what is wrong after one step whose clean (1) or perturbed pass (2) overflows."""
-    engine = config(stage, fp16=FP16)
-    settings = {"max_steps": 1, "gradient_accumulation_steps": 1, "fp16": True}
-    settings["allow_rounded_perturbation"] = True
-    found = []
-    for calls in ((call,), ()):
-        trainer = trainer_of(folder, Overflows(calls, "mlp"), engine, learning_rate=0.0, **settings)
-        trainer.train()
-        zero = trainer.deepspeed.optimizer
-        found.append((left(trainer), float(zero.loss_scale), trainer.deepspeed.skipped_steps))
-    (after, scale, skipped), (expected, scale_before, _) = found
-    wrong = {
-        "weights": after != expected,
-        "scale": scale != scale_before / 2,
-        "skipped": skipped != 1,
-    }
-    return [name for name, is_wrong in wrong.items() if is_wrong]
-
-
 def evaluated_differs(folder: Path, engine: dict[str, Any]) -> list[str]:
     """Name what evaluations, predictions and the best model's return change of a training."""
     found = []
@@ -216,68 +145,6 @@ def moved_bytes(folder: Path, engine: dict[str, Any], rho: float) -> dict[str, i
     return dict(communication.bytes)
 
 
-def checks(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """All of them, each on every stage that it is about."""
-    for name, check in _checks(folder):
-        yield name, lambda c=check: _under_deepspeed(c)
-
-
-def _under_deepspeed(check: Callable[[], Any]) -> Any:
+def under_deepspeed(check: Callable[[], Any]) -> Any:
     with deepspeed_on_cpu():
         return json.loads(json.dumps(check()))
-
-
-def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    for stage in STAGES:
-        engine, out = config(stage), folder / f"stage{stage}"
-        for check in (
-            rho_zero_differs,
-            resumed_differs,
-            checkpoint_differs,
-            fp32_of_checkpoint_differs,
-            evaluated_differs,
-            best_model_differs,
-        ):
-            yield (
-                f"{check.__name__}, {stage}",
-                lambda c=check, o=out / check.__name__, e=engine: c(o, e),
-            )
-        for call in (9, 10, 11, 12):
-            yield (
-                f"fault {call}, {stage}",
-                lambda c=call, e=engine: left_by_exception(
-                    folder / "fault", e, c, "forward", RuntimeError
-                ),
-            )
-        yield (
-            f"Ctrl-C, {stage}",
-            lambda e=engine: left_by_exception(
-                folder / "fault", e, 12, "forward", KeyboardInterrupt
-            ),
-        )
-        yield (
-            f"fault in backward, {stage}",
-            lambda e=engine: left_by_exception(folder / "fault", e, 11, "backward", RuntimeError),
-        )
-        for call in (1, 2):
-            yield (
-                f"overflow {call}, {stage}",
-                lambda s=stage, c=call: left_by_overflow(folder / "fp16", s, c),
-            )
-        bf16 = config(stage, bf16={"enabled": True})
-        for rho in (0.001, 0.005, 0.5):
-            yield (
-                f"bf16, rho {rho}, {stage}",
-                lambda e=bf16, r=rho: rounding(folder / "bf16", e, bf16=True, rho=r),
-            )
-        autocast = config(stage, torch_autocast=AUTOCAST)
-        yield f"autocast, {stage}", lambda e=autocast: rounding(folder / "autocast", e)
-        for rho in (0.0, 0.5):
-            yield (
-                f"bytes, rho {rho}, {stage}",
-                lambda e=engine, r=rho: moved_bytes(folder / "bytes", e, r),
-            )
-    hpz = config(3, zero={"zero_hpz_partition_size": 2})
-    yield "refused: hpZ", lambda: refusal(folder / "refused", hpz)
-    bf16 = config(0, bf16={"enabled": True})
-    yield "refused: stage 0 in bf16", lambda: refusal(folder / "refused", bf16, bf16=True)

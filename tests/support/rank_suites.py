@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import deepspeed_runs
+import deepspeed_faults
+import deepspeed_suite
 import matrix
 import matrix_cases
 import overflows
@@ -134,5 +135,7 @@ SUITES: dict[str, Callable[..., Checks]] = {
     "revived": revived_checks,
     "sharded": sharded_checks,
     "loaded": loaded_checks,
-    "deepspeed": deepspeed_runs.checks,
+    "deepspeed": deepspeed_suite.checks,
+    "deepspeed killed": deepspeed_faults.killed,
+    "deepspeed revived": deepspeed_faults.revived,
 }
