@@ -72,7 +72,8 @@ def whole_state(trainer: Trainer) -> dict[str, Tensor]:
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     state = dict(model.named_buffers())
     with deepspeed.zero.GatheredParameters([p for p in model.parameters() if is_partitioned(p)]):
-        state |= {name: p.detach().clone() for name, p in model.named_parameters()}
+        named = model.named_parameters(remove_duplicate=False)  # as a state_dict has them
+        state |= {name: p.detach().clone() for name, p in named}
     return state
 
 

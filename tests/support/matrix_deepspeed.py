@@ -35,10 +35,6 @@ TRAINED: dict[str, dict[str, Any]] = {
     "a frozen layer": {"model": "frozen"},
     "fragments of nothing": {"model": "uneven"},
     "LoRA (peft) on a frozen base": {"model": "llama with an adapter", "data": "llama"},
-    "parameters that some batches leave out": {
-        "model": "sometimes_used",
-        "settings": {"ddp_find_unused_parameters": True},
-    },
     "ViT, gradient checkpointing": {
         "model": "vit",
         "settings": {"gradient_checkpointing": True},
