@@ -41,9 +41,8 @@ def build_transforms(
         crop_padding: Resize to `input_size`, pad by this many pixels and crop, in place of the
             resized crop; `crop_scale` is not used then.
         cutout: Side in pixels of a square that is blanked at the end (arXiv 1708.04552).
-        squash: Resize whole images of any shape to a square, so that evaluation cuts nothing off.
-            A resized crop is then taken from the squashed image: its aspect ratio divided by the
-            image's is 3/4 to 4/3.
+        squash: Resize whole images to a square, so that evaluation cuts nothing off. A resized crop
+            is then taken from that square: of the image its aspect ratio is another.
 
     Returns:
         The training transform (crop, flip, policy, cutout) and the evaluation transform (resize,

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import offline  # noqa: F401  # no network
 import scenarios
+import steady
 
 if __name__ == "__main__":
     draw = random.Random(int(sys.argv[2]))
+    steady.import_all()
     for scope in sys.argv[3:]:
         forward = draw.randrange(5, 32)  # of 8 steps x 2 micro-batches x 2 passes
         child = os.fork()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import offline  # noqa: F401  # no network
+import steady
 from images import TINY
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
@@ -54,6 +55,7 @@ class Killer(TrainerCallback):
 if __name__ == "__main__":
     data_dir, output_dir, counted = map(Path, sys.argv[1:4])
     draw = random.Random(int(sys.argv[4]))
+    steady.import_all()
     lives, status = 0, signal.SIGKILL
     while status == signal.SIGKILL:
         n = draw.randrange(20, 110)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import offline  # noqa: F401  # no network
+import steady
 from images import TINY
 
 from hf_sam.finetuning import finetune
@@ -27,6 +28,7 @@ def kill_at(part: str) -> None:
 
 if __name__ == "__main__":
     data, out = sys.argv[1:3]
+    steady.import_all()
     for number, part in enumerate(sys.argv[3:]):
         child = os.fork()
         if child == 0:

@@ -14,3 +14,14 @@ importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 def keep_imports() -> None:
     """Spare the garbage collection the objects of all that has been imported."""
     gc.freeze()
+
+
+def import_all() -> None:
+    """Import what a training would, for the processes that are forked from this one."""
+    import matplotlib.figure  # noqa: F401
+    from accelerate.utils import extract_model_from_parallel
+    from torch import nn
+    from transformers import TimmWrapperForImageClassification  # noqa: F401
+
+    extract_model_from_parallel(nn.Identity())  # imports deepspeed, where it is installed
+    keep_imports()
