@@ -70,7 +70,8 @@ def whole_state(trainer: Trainer) -> dict[str, Tensor]:
     import deepspeed
 
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    state = dict(model.named_buffers())
+    kept = model.state_dict().keys()  # some buffers are not
+    state = {name: buffer for name, buffer in model.named_buffers() if name in kept}
     with deepspeed.zero.GatheredParameters([p for p in model.parameters() if is_partitioned(p)]):
         named = model.named_parameters(remove_duplicate=False)  # as a state_dict has them
         state |= {name: p.detach().clone() for name, p in named}
