@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -89,7 +90,7 @@ class DeepSpeed(Engine):
     def _unsupported(self) -> Iterator[tuple[str, bool]]:
         """Yield what cannot be had, and whether it is asked for."""
         library, engine = sys.modules["deepspeed"], self._engine
-        name = name_of(getattr(self._optimizer, "optimizer", self._optimizer)).lower()
+        name = _class_of(getattr(self._optimizer, "optimizer", self._optimizer)).lower()
         zero = engine.config.get("zero_optimization", {})
         offloads = (zero.get("offload_optimizer"), zero.get("offload_param"))
         is_rounded = engine.fp16_enabled() or engine.bfloat16_enabled()
@@ -113,7 +114,7 @@ class DeepSpeed(Engine):
         yield "`round_robin_gradients`", bool(zero.get("round_robin_gradients"))
         yield (
             "`grad_accum_dtype` in stage 1 (stage 2 has it)",
-            name_of(self._optimizer) == "BF16_Optimizer",
+            _class_of(self._optimizer) == "BF16_Optimizer",
         )
         yield "ZenFlow", bool(engine.zenflow)
         yield "DeepCompile", engine.is_deepcompile_enabled()
@@ -267,6 +268,7 @@ class Zero(DeepSpeed):
         )
 
 
+@cache
 def _mesh(group: Any, device: str) -> DeviceMesh:
     """Return the ranks of a group, over a backend for the device on which fragments lie."""
     if device == "cpu" and dist.get_backend(group) != "gloo":  # offloaded
@@ -274,8 +276,7 @@ def _mesh(group: Any, device: str) -> DeviceMesh:
     return DeviceMesh.from_group(group, device)
 
 
-def name_of(optimizer: object) -> str:
-    """Return the name of an optimizer's class."""
+def _class_of(optimizer: object) -> str:
     return type(optimizer).__name__
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from cases import build, examples, make_trainer
-from deepspeed_cpu import deepspeed_on_cpu, master_weights, whole_state
+from deepspeed_cpu import config, deepspeed_on_cpu, master_weights, whole_state
 from observers import Communication, files, without_times
 from torch import Tensor, nn
 from transformers import Trainer
@@ -38,7 +38,9 @@ def trainer_of(folder: Path, model: nn.Module, engine: dict[str, Any], **setting
         "data": ROWS,
         "deepspeed": copy.deepcopy(engine),
     }
-    return make_trainer(model, folder, **{**defaults, **settings})
+    trainer = make_trainer(model, folder, **{**defaults, **settings})
+    assert trainer.accelerator.num_processes == dist.get_world_size(), "each rank trains alone"
+    return trainer
 
 
 def hashes(state: dict[str, Tensor]) -> dict[str, float]:
@@ -47,6 +49,8 @@ def hashes(state: dict[str, Tensor]) -> dict[str, float]:
 
 
 def left(trainer: Trainer) -> dict[str, Any]:
+    """What a training under ZeRO has made of both copies of the weights."""
+    assert trainer.deepspeed.zero_optimization(), "it is another engine's"
     return {"weights": hashes(whole_state(trainer)), "masters": hashes(master_weights(trainer))}
 
 
@@ -125,6 +129,34 @@ def rounding(folder: Path, engine: dict[str, Any], **settings: Any) -> dict[str,
         return {"message": str(error)}
     names = ("perturbation_fidelity", "perturbation_cosine", "loss", "sharpness")
     return {name: trainer.state.log_history[0].get(name) for name in names}
+
+
+def own_optimizer_differs(folder: Path, stage: int) -> list[str]:
+    """Name what DeepSpeed's configuration of optimizer or schedule makes otherwise.
+
+    Its AdamW is to train as the Trainer's does, and its schedule under SAM as without.
+    """
+    params = {"lr": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
+    adamw = {"type": "AdamW", "params": {**params, "torch_adam": True}}
+    warmup = {"warmup_min_lr": 0.0, "warmup_max_lr": 0.01, "warmup_num_steps": 4}
+    schedule = {"type": "WarmupLR", "params": {**warmup, "warmup_type": "linear"}}
+    found, rates = [], []
+    for engine, rho in (
+        (config(stage, optimizer=adamw), 0.5),
+        (config(stage), 0.5),
+        (config(stage, optimizer=adamw, scheduler=schedule), 0.5),
+        (config(stage, optimizer=adamw, scheduler=schedule), 0.0),
+    ):
+        model = build("mlp", torch.float32)
+        trainer = trainer_of(folder, model, engine, rho=rho, logging_steps=1, warmup_steps=4)
+        trainer.train()
+        rates.append([entry["learning_rate"] for entry in trainer.state.log_history[:-1]])
+        found.append(whole_state(trainer))
+    largest = max(float(x.abs().max()) for x in found[1].values())
+    error = max(float((found[0][name] - x).abs().max()) for name, x in found[1].items())
+    wrong = [f"optimizer, by {error / largest}"] * (error > 1e-6 * largest)  # groups differ
+    wrong += ["schedule"] * (rates[2] != rates[3])
+    return wrong + ["no schedule"] * (len(set(rates[2])) == 1)
 
 
 def refusal(folder: Path, engine: dict[str, Any], **settings: Any) -> str:

@@ -14,6 +14,7 @@ from deepspeed_runs import (
     evaluated_differs,
     fp32_of_checkpoint_differs,
     moved_bytes,
+    own_optimizer_differs,
     refusal,
     resumed_differs,
     rho_zero_differs,
@@ -43,6 +44,10 @@ def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
                 f"{check.__name__}, {stage}",
                 lambda c=check, o=out / check.__name__, e=engine: c(o, e),
             )
+        yield (
+            f"own_optimizer_differs, {stage}",
+            lambda s=stage: own_optimizer_differs(folder / "own", s),
+        )
         for call in (9, 10, 11, 12):
             yield (
                 f"fault {call}, {stage}",
