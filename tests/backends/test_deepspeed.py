@@ -50,7 +50,7 @@ def test_nothing_differs(check: str, stage: int, reports: Reports) -> None:
         assert found in ([], 0.0)
 
 
-@pytest.mark.parametrize("stage", ["2", "3"])
+@pytest.mark.parametrize("stage", ["2", pytest.param("3", marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_bit_for_bit(stage: str, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     killed, revived = tmp_path / "killed", tmp_path / "revived"
@@ -122,7 +122,7 @@ def test_what_cannot_be_had_is_refused(reports: Reports) -> None:
         assert "got bf16 or fp16 in stage 0 of ZeRO (stage 1 has it)" in message
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_recipe_is_launched_with_our_configuration(stage: int, tmp_path: Path) -> None:
     """By `accelerate launch` on two processes, to a model that both libraries load."""
     pytest.importorskip("deepspeed")

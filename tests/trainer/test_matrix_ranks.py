@@ -19,13 +19,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     """What each rank reports of a case."""
 
     @cache
-    def launched(count: int, part: int) -> dict[str, list[dict]]:
-        folder = tmp_path_factory.mktemp("ranks")
-        return ranks.launch(count, "matrix", folder, str(count), str(part), str(PARTS[count]))
+    def launched(count: int, part: int, which: str) -> dict[str, list[dict]]:
+        words = (str(count), str(part), str(PARTS[count]), which)
+        return ranks.launch(count, "matrix", tmp_path_factory.mktemp("ranks"), *words)
 
     def of_case(case: Case) -> list[dict]:
-        number = [other for other in CASES if other.ranks == case.ranks].index(case)
-        return launched(case.ranks, number % PARTS[case.ranks])[str(case)]
+        alike = [c for c in CASES if c.ranks == case.ranks and c.slow == case.slow]
+        part = alike.index(case) % PARTS[case.ranks]
+        return launched(case.ranks, part, "slow" if case.slow else "quick")[str(case)]
 
     return of_case
 
