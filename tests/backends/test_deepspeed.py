@@ -6,6 +6,7 @@ What every combination computes is in the matrix (tests/trainer/test_matrix.py).
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,14 +22,15 @@ from transformers import AutoModelForImageClassification
 
 from hf_sam.backends.deepspeed import DeepSpeed
 
-Reports = dict[str, list[Any]]
+Reports = Mapping[str, list[Any]]
 ON_EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reports]:
     pytest.importorskip("deepspeed")
-    return ranks.launch(2, "deepspeed", tmp_path_factory.mktemp("deepspeed"))
+    with ranks.launched(2, "deepspeed", tmp_path_factory.mktemp("deepspeed")) as reports:
+        yield reports
 
 
 @ON_EACH_STAGE

@@ -1,5 +1,6 @@
 """Two real processes under DDP do what one does, and move no more bytes than they must."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from rank_suites import DTYPES
 
 from hf_sam.config import ASCENT_SCOPES
 
-Reports = dict[str, list]
+Reports = Mapping[str, list]
 SCOPES = pytest.mark.parametrize("scope", ASCENT_SCOPES)
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    return ranks.launch(2, "behaviour", tmp_path_factory.mktemp("behaviour"))
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reports]:
+    with ranks.launched(2, "behaviour", tmp_path_factory.mktemp("behaviour")) as reports:
+        yield reports
 
 
 def test_rho_zero_is_the_plain_trainer(reports: Reports) -> None:

@@ -1,6 +1,7 @@
 """FSDP2 on two gloo ranks is one process; every parameter is a DTensor."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import oracles
@@ -13,12 +14,13 @@ from tiny_transformers import llama, texts
 from torch import nn
 from transformers import LlamaForCausalLM
 
-Reports = dict[str, list]
+Reports = Mapping[str, list]
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    return ranks.launch(2, "sharded", tmp_path_factory.mktemp("sharded"))
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reports]:
+    with ranks.launched(2, "sharded", tmp_path_factory.mktemp("sharded")) as reports:
+        yield reports
 
 
 def one_process(model: nn.Module, tmp_path: Path, **settings: object) -> torch.Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Event
 from typing import IO
 
 import psutil
@@ -32,6 +33,7 @@ def run(
     env: Mapping[str, str] | None = None,
     cpu: float = CPU,
     idle: float = IDLE,
+    unwanted: Event | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and return its status and what it has written.
 
@@ -41,6 +43,7 @@ def run(
         env: In place of this process's.
         cpu: Processor seconds of the process and all below it, after which it is ended.
         idle: Seconds by the clock, after which it is ended if it has hardly worked in them.
+        unwanted: Set by another thread to end it early.
 
     Raises:
         StoppedError: If it was ended, with the end of what it wrote: the stacks of all its threads.
@@ -52,7 +55,7 @@ def run(
             [*map(str, command)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environ
         )
         try:
-            fault = fault_of(process, cpu=cpu, idle=idle)
+            fault = fault_of(process, cpu=cpu, idle=idle, unwanted=unwanted)
         finally:  # after Ctrl-C too
             end(process)
         done = subprocess.CompletedProcess(
@@ -70,10 +73,14 @@ def written(file: IO[str]) -> str:
     return file.read()
 
 
-def fault_of(process: subprocess.Popen[bytes], *, cpu: float, idle: float) -> str | None:
+def fault_of(
+    process: subprocess.Popen[bytes], *, cpu: float, idle: float, unwanted: Event | None = None
+) -> str | None:
     """Wait until the process has ended, or return why it has to be."""
     since, before = time.monotonic(), 0.0
     while True:
+        if unwanted is not None and unwanted.is_set():
+            return "No longer wanted"
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=min(1.0, idle / 4))
             return None

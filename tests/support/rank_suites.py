@@ -29,14 +29,12 @@ COMMUNICATION: dict[str, dict[str, Any]] = {
 }
 
 
-def matrix_checks(
-    folder: Path, ranks: str, part: str = "0", parts: str = "1", which: str = "all"
-) -> Checks:
-    """The cases of so many ranks, or one of so many parts of the slow or the quick ones."""
+def matrix_checks(folder: Path, ranks: str, which: str = "all") -> Checks:
+    """The cases of so many ranks, or the slow or the quick ones of them."""
     slow = {"all": (True, False), "slow": (True,), "quick": (False,)}[which]
-    cases = [c for c in matrix_cases.CASES if c.ranks == int(ranks) and c.slow in slow]
-    for case in cases[int(part) :: int(parts)]:
-        yield str(case), lambda case=case: asdict(matrix.run(case, folder / "out"))
+    for case in matrix_cases.CASES:
+        if case.ranks == int(ranks) and case.slow in slow:
+            yield str(case), lambda case=case: asdict(matrix.run(case, folder / "out"))
 
 
 def behaviour_checks(folder: Path) -> Checks:
