@@ -9,6 +9,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from .ascent.methods import METHODS, Method, method_of
 from .ascent.perturbation import require_valid_ascent
 from .ascent.schedule import RHO_SCHEDULES
+from .ascent.selection import share_of_blocks
 
 ASCENT_SCOPES = ("micro_batch", "rank", "global")
 NUMBERS = ("rho", "eta", "perturbation_norm", "ascent_start", "ascent_fraction", "max_overhead")
@@ -95,15 +96,16 @@ class SAMArguments:
         default="all",
         metadata={
             "help": "Which trainable parameters are perturbed: all; norm, those of normalisation "
-            "layers only (SAM-ON, with a rho about ten times larger); or names of modules, "
-            "separated by commas. All parameters are trained."
+            "layers only (SAM-ON, with a rho about ten times larger); last:0.33, the last third of "
+            "the blocks and what comes after them; or names of modules, separated by commas. All "
+            "parameters are trained, and the clean pass computes the gradients of these only."
         },
     )
     method: str = field(
         default="sam",
         metadata={
             "help": "Which method of the SAM family to use: sam, looksam, msam, s2sam, rst, "
-            "friendly_sam, gsam, wsam or le_sam. docs/methods.md compares them."
+            "friendly_sam, vasso, gsam, wsam or le_sam. docs/methods.md compares them."
         },
     )
     method_args: str | None = field(
@@ -202,9 +204,10 @@ class SAMArguments:
             )
         if not isinstance(self.perturb, str) or not self.perturb:
             raise ValueError(
-                f"`perturb` must be all, norm or names of modules, got {self.perturb!r}: leave it "
-                "out to perturb all."
+                "`perturb` must be all, norm, last:share or names of modules, got "
+                f"{self.perturb!r}: leave it out to perturb all."
             )
+        share_of_blocks(self.perturb)
 
     def _require_valid_method(self) -> None:
         if self.rho == 0 and isinstance(self.method, str) and self.method in METHODS:

@@ -239,8 +239,9 @@ class SAMMixin(AnyTrainer):
         engine.before_clean_pass(weights, reduced=is_global)
         is_unmoved = window.steps == 0 and not engine.broadcasts_buffers
         start = parts.start(window.before if is_unmoved else None)
+        undone = nullcontext() if is_whole else parts.undone(start)
         with engine.gradients_apart(weights, parts.others, window.clean_grad):
-            with self._overhead.plain_pass() if is_whole else parts.undone(start):
+            with undone, self._ascent.backward_as_far_as_used(weights, engine, reduced=is_global):
                 loss = self._pass(model, parts, share, reduced=is_global)
             window.clean_grad = self._ascent.used(weights, engine.take_gradients(weights))
         window.add(micro_batch, start, loss)
@@ -270,8 +271,9 @@ class SAMMixin(AnyTrainer):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
             engine.before_perturbed_passes()
             for i, (micro_batch, start) in enumerate(group, start=1):
-                counted = parts.undone(start) if is_whole else self._overhead.plain_pass()
-                with counted, replayed(start.draws) if replays else nullcontext():
+                undone = parts.undone(start) if is_whole else nullcontext()
+                repeats = replayed(start.draws) if replays else nullcontext()
+                with self._overhead.plain_pass(), undone, repeats:
                     losses.append(self._pass(model, parts, micro_batch, reduced=i == len(group)))
         if is_whole:  # or the losses are not of the same examples
             found, filters = (clean_losses, losses, norm), self.args.logging_nan_inf_filter

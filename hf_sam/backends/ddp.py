@@ -63,6 +63,10 @@ class Whole(Engine):
         if self._ddp is not None:
             self._ddp.require_forward_param_sync = False
 
+    def leaves(self, moved: list[Tensor], *, reduced: bool) -> list[Tensor] | None:
+        """Leave nothing out where DDP waits for the gradient of every parameter."""
+        return None if reduced and self._ddp is not None else moved
+
     def one_pass(self, accelerator: Accelerator, *, reduced: bool) -> AbstractContextManager[None]:
         """Keep the gradients of a pass on this rank, unless they are to be reduced."""
         return nullcontext() if reduced else accelerator.no_sync(self._model)

@@ -83,6 +83,9 @@ class DeepSpeed(Engine):
         finally:
             accelerator.deepspeed_engine_wrapped = wrapped
 
+    def leaves(self, moved: list[Tensor], *, reduced: bool) -> None:
+        """Leave nothing out: the engine waits for the gradient of every parameter."""
+
     def end_step(self) -> None:
         """Clip, step and schedule, which accelerate has at the end of `backward`."""
         self._engine.step()

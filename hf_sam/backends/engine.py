@@ -104,6 +104,15 @@ class Engine(ABC):
         """Surround a pass; `reduced` lets ranks add up their gradients where the Trainer would."""
         return nullcontext()
 
+    def leaves(self, moved: list[Tensor], *, reduced: bool) -> list[Tensor] | None:
+        """Return the ends of a pass's graph at parameters, or None if no other may be left out.
+
+        Args:
+            moved: The parameters whose gradients are used.
+            reduced: Whether the pass reduces its gradients over the ranks.
+        """
+        return moved
+
     def loss_scale(self) -> Tensor | float:
         """Return what the engine itself multiplies a loss by before backward."""
         return 1.0

@@ -80,6 +80,14 @@ class Sharded(Engine):
             for module in self._modules:
                 module.reshard()
 
+    def leaves(self, moved: list[Tensor], *, reduced: bool) -> list[Tensor] | None:
+        """Return the gathered parameters, which a pass computes with in place of the shards."""
+        wanted = set(map(id, moved))
+        held = [
+            param for module in self._modules for g in _groups(module) for param in g.fsdp_params
+        ]
+        return [param.unsharded_param for param in held if id(param.sharded_param) in wanted]
+
     def _use_shards(self) -> None:
         """Have FSDP2 show its shards, and reduce the gradients of each pass into them.
 

@@ -1,6 +1,7 @@
 """The ascent of a run: its method with the method's state, and the parameters it perturbs."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from ..ascent.selection import perturbed_parameters
 from ..ascent.vectors import Vector, gradient_norm, multiply
 from ..backends import Engine
 from ..config import SAMArguments
+from .backward import backward_to
 from .rounding import require_fidelity
 
 Params = Mapping[str, Tensor]  # the trainable parameters by name
@@ -45,6 +47,21 @@ class Ascent:
         self._sam, self._accelerator, self._engine = sam, accelerator, engine
         self._moved = None if model is None else _moved(model, sam.perturb)
         self._is_fidelity_known = False
+
+    def backward_as_far_as_used(
+        self, params: Params, engine: Engine, *, reduced: bool
+    ) -> AbstractContextManager[None]:
+        """Have a clean pass compute no gradients but those that the method will use.
+
+        Args:
+            params: The trainable parameters by name.
+            engine: Says what may be left out.
+            reduced: Whether the pass reduces its gradients over the ranks.
+        """
+        if self._accelerator is None or self._moved is None or self.method.keeps_clean_grad:
+            return nullcontext()
+        moved = [param for name, param in params.items() if name in self._moved]
+        return backward_to(self._accelerator, lambda: engine.leaves(moved, reduced=reduced))
 
     def used(self, params: Params, clean_grad: list[Tensor | None]) -> list[Tensor | None]:
         """Return what the method will use of the clean gradient; None in place of the rest."""

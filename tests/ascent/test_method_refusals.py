@@ -31,6 +31,7 @@ REFUSED = [
     ({"method": "gsam", "method_args": "alpha=1 0"}, "must be written name=number,name=number"),
     ({"method": "gsam", "method_args": 3}, "must be written name=number,name=number"),
     ({"method": ["sam"]}, "`method` must be one of sam, looksam"),
+    ({"method": "vasso", "method_args": "theta=0"}, "`theta` of vasso must be above 0"),
     ({"method": "friendly_sam", "method_args": "decay=0"}, "`decay` of friendly_sam must be above"),
     (
         {"method": "wsam", "method_args": "gamma=1"},
@@ -72,7 +73,9 @@ def test_momentum_must_be_there_to_be_read(optim: str, tmp_path: Path) -> None:
         trainer.train()
 
 
-@pytest.mark.parametrize("method", ["gsam", "wsam", "looksam", "friendly_sam", "msam", "s2sam"])
+@pytest.mark.parametrize(
+    "method", ["gsam", "wsam", "looksam", "friendly_sam", "vasso", "msam", "s2sam"]
+)
 def test_methods_of_the_whole_batch_refuse_smaller_scopes(method: str, tmp_path: Path) -> None:
     settings = {**momentum("sgd"), **settings_of(method), "ascent_scope": "micro_batch"}
     trainer = make_trainer(build("mlp"), tmp_path, gradient_accumulation_steps=2, **settings)

@@ -121,6 +121,7 @@ LIMITS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"method": "looksam", "ascent_interval": 1}, {}),
     ({"method": "looksam", "method_args": "alpha=0", "ascent_interval": 4}, {"ascent_interval": 4}),
     ({"method": "friendly_sam", "method_args": "sigma=0"}, {}),
+    ({"method": "vasso", "method_args": "theta=1"}, {}),
     ({"method": "rst", "method_args": "p=1"}, {}),
     ({"method": "rst", "method_args": "p=0"}, {"rho": 0.0}),
     ({"method": "le_sam", "method_args": "sigma=inf"}, {}),

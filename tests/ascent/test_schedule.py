@@ -143,6 +143,7 @@ PERTURBED = [
     ("batch_norm", "body.0,body.3", lambda name: name.startswith(("body.0.", "body.3."))),
     ("tied", "body.0", lambda name: name.startswith("body.0.")),
     ("dropout_and_batch_norm", "body", lambda name: True),
+    ("mlp", "last:0.5", lambda name: name.startswith("body.2.")),
 ]
 
 
@@ -230,7 +231,7 @@ def test_names_of_modules_may_be_spaced() -> None:
     [
         ("bdy.0", "got 'bdy.0': did you mean body.0"),
         ("body.0,", "got '': it has body."),
-        ("norm,body.0", "norm alone, or names of the model's modules, got 'norm'"),
+        ("norm,body.0", "norm or last:share alone, or names of the model's modules, got 'norm'"),
     ],
 )
 def test_unknown_modules_are_named_with_what_is_near(
@@ -253,7 +254,7 @@ REFUSED = [
     ({"ascent_start": math.nan}, "`ascent_start` must be >= 0, got nan"),
     ({"ascent_start": 1.5}, "a share below 1 or whole steps, got 1.5"),
     ({"rho_schedule": "cosin"}, "`rho_schedule` must be one of constant, linear, cosine"),
-    ({"perturb": ""}, "`perturb` must be all, norm or names of modules, got ''"),
+    ({"perturb": ""}, "`perturb` must be all, norm, last:share or names of modules, got ''"),
 ]
 
 

@@ -51,6 +51,12 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(
     assert reports[f"overflow in pass {first}, {scope}"] == [[], []]
 
 
+@SCOPES
+def test_clean_passes_leave_out_what_ddp_does_not_wait_for(scope: str, reports: Reports) -> None:
+    expected = ["as many operations"] if scope == "global" else []  # whose buckets must be full
+    assert reports[f"whole, {scope}"] == [expected, expected]
+
+
 @pytest.mark.parametrize("scope", ["micro_batch", "rank"])
 @pytest.mark.parametrize("name", ["mlp", "dropout", "sometimes_used"])
 def test_ranks_average_the_equations(name: str, scope: str, reports: Reports) -> None:

@@ -51,6 +51,14 @@ def test_two_ranks_are_one_process(
             )
 
 
+def test_clean_passes_compute_and_reduce_only_what_is_used(reports: Reports) -> None:
+    assert reports["whole"] == [[], []]
+    model = odd_model()
+    sizes = [8 * sum(p.numel() for p in part.parameters()) for part in (model, model.body[3])]
+    for limited, whole in reports["reduced"]:  # padded to a multiple of the ranks
+        assert whole - limited >= 2 * 2 * (sizes[0] - sizes[1])  # steps and micro-batches
+
+
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_norms_are_those_of_the_whole(name: str, reports: Reports, tmp_path: Path) -> None:
     """Also with an empty shard, and after evaluations, which leave weights gathered."""

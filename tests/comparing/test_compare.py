@@ -133,7 +133,8 @@ def test_what_is_written(straight: Path) -> None:
 def test_a_run_that_is_refused_is_named(data: Path, tmp_path: Path) -> None:
     argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(
-        SystemExit, match="hf-sam compare: layers-seed0: `perturb` must be all alone"
+        SystemExit,
+        match="hf-sam compare: layers-seed0: `perturb` must be all, norm or last:share alone",
     ):
         compare.main([*argv, "--seeds", "1", "--arm", "layers", "perturb=x9", "--arms", "layers"])
 

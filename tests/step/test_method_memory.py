@@ -19,7 +19,7 @@ from torch import nn
 from hf_sam.step.memory_file import MEMORY_FILE
 
 
-@pytest.mark.parametrize("method", ["looksam", "s2sam", "friendly_sam", "gsam"])
+@pytest.mark.parametrize("method", ["looksam", "s2sam", "friendly_sam", "vasso", "gsam"])
 def test_memory_lies_in_a_file_of_its_own(method: str, tmp_path: Path) -> None:
     settings = {**momentum("sgd"), **settings_of(method), "save_strategy": "steps"}
     model = build("mlp")
@@ -70,6 +70,7 @@ COPIES = {
     "s2sam": (1, 1),
     "rst": (1, 0),
     "friendly_sam": (2, 1),
+    "vasso": (2, 1),
     "gsam": (2, 0),
     "wsam": (2, 0),
     "le_sam": (1, 0),

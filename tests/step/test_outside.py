@@ -57,7 +57,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "p-norm": {"perturbation_norm": 4.0},
     "an interval": {"ascent_interval": 2},
     "a share": {"ascent_fraction": 0.5},
-    **{method: {"method": method} for method in ("gsam", "wsam", "friendly_sam", "msam", "s2sam")},
+    **{
+        method: {"method": method}
+        for method in ("gsam", "wsam", "friendly_sam", "vasso", "msam", "s2sam")
+    },
     "looksam": {"method": "looksam", "ascent_interval": 2},
 }
 

@@ -74,7 +74,7 @@ def deepspeed() -> Iterator[Case]:
             yield _case(f"ZeRO-{stage}, {line}, gsam", 2, engine, **gsam)
     for name, method in METHODS.items():
         for stage in (1, 2, 3):
-            refused = name in ("looksam", "msam", "s2sam", "friendly_sam")
+            refused = name in ("looksam", "msam", "s2sam", "friendly_sam", "vasso")
             sam = {"method": name, **method.get("sam", {})}
             yield _case(
                 f"ZeRO-{stage}, `{name}`", 2, STAGES[f"ZeRO-{stage}"],

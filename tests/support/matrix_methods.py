@@ -31,6 +31,13 @@ METHODS: dict[str, dict[str, Any]] = {
             "passes": lambda step: 2,
         }
     },
+    "vasso": {
+        "sam": {"method_args": "theta=0.3"},
+        "meaning": {
+            "rule": functools.partial(oracles.vasso, theta=0.3),
+            "passes": lambda step: 2,
+        },
+    },
     "gsam": {
         "meaning": {"rule": functools.partial(oracles.gsam, alpha=0.4), "passes": lambda step: 2}
     },

@@ -41,6 +41,11 @@ METHOD_TABLE: dict[str, tuple[dict[str, Any], Callable[..., Tensor], int]] = {
         functools.partial(oracles.friendly_sam, sigma=0.7, decay=0.8),
         20,
     ),
+    "vasso": (
+        {"method_args": "theta=0.4"},
+        functools.partial(oracles.vasso, theta=0.4),
+        20,
+    ),
     "gsam": ({"method_args": "alpha=0.3"}, functools.partial(oracles.gsam, alpha=0.3), 20),
     "wsam": ({"method_args": "gamma=0.8"}, functools.partial(oracles.wsam, gamma=0.8), 20),
     "le_sam": ({"method_args": "sigma=0.1"}, functools.partial(oracles.le_sam, sigma=0.1), 20),

@@ -188,6 +188,13 @@ def friendly_sam(
     return at(w + rho * unit(g - sigma * state["m"]))
 
 
+def vasso(at: At, w: Tensor, state: dict[str, Any], *, rho: float, theta: float) -> Tensor:
+    """2309.15639, algorithm 1; the official code begins with the first gradient."""
+    g = at(w)
+    state["d"] = (1 - theta) * state["d"] + theta * g if "d" in state else g
+    return at(w + rho * unit(state["d"]))
+
+
 def le_sam(at: At, w: Tensor, state: dict[str, Any], *, rho: float, sigma: float) -> Tensor:
     """2605.10183: the radius is a budget of the loss over the norm of its gradient."""
     g = at(w)

@@ -15,6 +15,7 @@ import overflows
 import scenarios
 import sharded
 import torch
+import whole_backward
 from cases import OPTIMIZERS
 from naive import NaiveSAMTrainer
 
@@ -54,6 +55,11 @@ def behaviour_checks(folder: Path) -> Checks:
                 f"overflow in pass {calls[0]}, {scope}",
                 lambda s=scope, c=calls: overflows.overflow_on_last_rank(s, folder / "inf", c),
             )
+    for scope in ASCENT_SCOPES:
+        yield (
+            f"whole, {scope}",
+            lambda s=scope: whole_backward.differences_under_ddp(folder / "whole", s),
+        )
     for name in ("mlp", "dropout", "sometimes_used"):
         for scope in ("micro_batch", "rank"):
             yield (
@@ -115,6 +121,8 @@ def sharded_checks(folder: Path) -> Checks:
         yield "moved", lambda: sharded.events_at_which_shards_moved(folder / "run")
         for scope in ASCENT_SCOPES:
             yield scope, lambda s=scope: sharded.refusal(folder / "run", ascent_scope=s)
+        yield "whole", lambda: whole_backward.differences_under_fsdp2(folder / "run")
+        yield "reduced", lambda: whole_backward.reduced_bytes(folder / "run")
         yield "kept", lambda: sharded.refusal(folder / "run", keeps_gathered=True)
 
 

@@ -15,6 +15,7 @@ from .method import Memory, Method
 from .msam import MSAM
 from .rst import RST
 from .s2sam import S2SAM
+from .vasso import VaSSO
 from .wsam import WSAM
 
 __all__ = ["METHODS", "Memory", "Method", "method_of"]
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "s2sam": S2SAM,
     "rst": RST,
     "friendly_sam": FriendlySAM,
+    "vasso": VaSSO,
     "gsam": GSAM,
     "wsam": WSAM,
     "le_sam": LESAM,
