@@ -10,6 +10,7 @@ from .ascent.methods import METHODS, Method, method_of
 from .ascent.perturbation import require_valid_ascent
 from .ascent.schedule import RHO_SCHEDULES
 from .ascent.selection import share_of_blocks
+from .average_rule import rule_of
 
 ASCENT_SCOPES = ("micro_batch", "rank", "global")
 NUMBERS = ("rho", "eta", "perturbation_norm", "ascent_start", "ascent_fraction", "max_overhead")
@@ -131,6 +132,15 @@ class SAMArguments:
         },
     )
 
+    weight_average: str | None = field(
+        default=None,
+        metadata={
+            "help": "Average of the trained weights and of BatchNorm's statistics that is "
+            "evaluated and saved in their place: ema:0.99 (each step's average is 0.99 of the one "
+            "before) or swa:0.75 (the mean over the last quarter of the steps). Works without SAM "
+            "too (`rho=0`). Costs no pass, and a copy of the trained weights in float32."
+        },
+    )
     allow_rounded_perturbation: bool = field(
         default=False,
         metadata={
@@ -181,6 +191,8 @@ class SAMArguments:
                 f"`ascent_scope` must be one of {', '.join(ASCENT_SCOPES)}, "
                 f"got {self.ascent_scope!r}: leave it out for the paper's micro_batch."
             )
+        if self.weight_average is not None:
+            rule_of(self.weight_average)
         self._require_valid_schedule()
         self._require_valid_method()
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from .ascent.perturbation import take_gradients
 from .ascent.schedule import AscentSchedule
+from .averaging import AverageMixin
 from .config import SAMArguments
 from .reporting.model_card import add_sam_to_card
 from .step.ascent import Ascent
@@ -35,13 +36,8 @@ from .step.step_log import StepLog
 from .step.watch import Watch
 from .step.window import MicroBatch, Window, last_alone
 
-if TYPE_CHECKING:
-    from transformers import Trainer as AnyTrainer  # what the mixin is mixed into
-else:
-    AnyTrainer = object
 
-
-class SAMMixin(AnyTrainer):
+class SAMMixin(AverageMixin):
     """Sharpness-Aware Minimization for any Trainer: `class MyTrainer(SAMMixin, SomeTrainer)`.
 
     Every `training_step` makes two forward-backward passes, at w and at w + epsilon, and leaves the

@@ -13,12 +13,14 @@ PACKAGE = ROOT / "hf_sam"
 # What each room may import of the package; itself and what stands before it at most.
 ROOMS = {
     "ascent": "",
-    "config": "ascent",
+    "average_rule": "",
+    "config": "ascent average_rule",
     "backends": "ascent config",
-    "step": "ascent config backends",
+    "step": "ascent average_rule config backends",
     "reporting": "ascent config",
     "metrics": "",
-    "trainer": "ascent config backends step reporting",
+    "averaging": "average_rule config backends step",
+    "trainer": "ascent averaging config backends step reporting",
     "vision": "step",  # the draws of `step/replay.py`
     "diagnostics": "ascent step reporting vision",
     "finetuning": "hf_sam metrics reporting vision",  # hf_sam: the public names

@@ -17,7 +17,7 @@ from cases import (
     make_trainer,
 )
 from counters import CountPasses
-from method_table import METHOD_TABLE, RHO, TABLE, momentum, settings_of
+from method_table import AVERAGES, METHOD_TABLE, RHO, TABLE, momentum, settings_of
 from observers import fingerprint
 from scenarios import PLAIN
 from torch import Tensor
@@ -36,9 +36,11 @@ def trained_by_oracle(
     draws: list[Tensor],
     rule: Callable[..., Tensor],
     optimizer: str,
+    average: Callable[[list[Tensor]], Tensor] | None,
 ) -> Tensor:
     gradient = oracles.flat_gradient(model)
     w, state, kept = oracles.flat_weights(model), {}, {}
+    after = []
     for window, before in zip(windows, draws, strict=True):
 
         def at(v: Tensor, window: list[Any] = window, before: Tensor = before) -> Tensor:
@@ -50,18 +52,20 @@ def trained_by_oracle(
             w = oracles.adamw(w, g, state, lr=0.01)
         else:
             w = oracles.sgd(w, g, state, lr=LR, momentum=0.9)
-    return w
+        after.append(w)
+    return w if average is None else average(after)
 
 
 def largest_error(
     model: torch.nn.Module,
     tmp_path: Path,
-    rule: Callable[..., Tensor],
+    row: str,
     *,
     optimizer: str = "sgd",
     accumulation: int = 1,
     **settings: Any,
 ) -> float:
+    rule, average = METHOD_TABLE[row][1], AVERAGES.get(row)
     reference = copy.deepcopy(model).train()
     recorder, draws = Recorder(), Draws()
     trainer = make_trainer(
@@ -75,7 +79,7 @@ def largest_error(
     trainer.train()
     batches = recorder.batches
     windows = [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)]
-    weights = trained_by_oracle(reference, windows[:STEPS], draws.states, rule, optimizer)
+    weights = trained_by_oracle(reference, windows[:STEPS], draws.states, rule, optimizer, average)
     difference = (oracles.flat_weights(model) - weights).abs() / weights.abs().max()
     return float(difference.max())
 
@@ -86,18 +90,17 @@ def largest_error(
 def test_twenty_steps_equal_the_oracle(
     method: str, model: str, optimizer: str, tmp_path: Path
 ) -> None:
-    rule = METHOD_TABLE[method][1]
     settings = settings_of(method)
-    error = largest_error(build(model), tmp_path, rule, optimizer=optimizer, **settings)
+    error = largest_error(build(model), tmp_path, method, optimizer=optimizer, **settings)
     assert error < FLOAT64
 
 
 @pytest.mark.parametrize("model", ["mlp", "dropout_and_batch_norm"])
 @TABLE
 def test_a_window_is_one_batch(method: str, model: str, tmp_path: Path) -> None:
-    rule, settings = METHOD_TABLE[method][1], settings_of(method)
+    settings = settings_of(method)
     error = largest_error(
-        build(model), tmp_path, rule, accumulation=2, ascent_scope="global", **settings
+        build(model), tmp_path, method, accumulation=2, ascent_scope="global", **settings
     )
     assert error < FLOAT64
 
@@ -203,7 +206,8 @@ def test_rho_zero_after_a_method_is_the_plain_trainer(method: str, tmp_path: Pat
     trainer = make_trainer(model, tmp_path, **settings, **settings_of(method))
     trainer.train()
     plain = make_trainer(copy.deepcopy(model), tmp_path, **settings, **PLAIN)
-    trainer.args.rho, trainer.optimizer, trainer.lr_scheduler = 0.0, None, None
+    trainer.args.rho, trainer.args.weight_average = 0.0, None
+    trainer.optimizer = trainer.lr_scheduler = None
     for again in (trainer, plain):
         torch.manual_seed(7)
         again.train()

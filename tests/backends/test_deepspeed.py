@@ -120,6 +120,8 @@ def test_what_is_communicated(stage: int, reports: Reports) -> None:
 def test_what_cannot_be_had_is_refused(reports: Reports) -> None:
     for message in reports["refused: hpZ"]:
         assert "got `zero_hpz_partition_size`: leave it out" in message
+    for message in reports["refused: average"]:
+        assert message.startswith("`weight_average` must keep a copy of the weights, got DeepSp")
     for message in reports["refused: stage 0 in bf16"]:
         assert "got bf16 or fp16 in stage 0 of ZeRO (stage 1 has it)" in message
 

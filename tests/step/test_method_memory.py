@@ -74,6 +74,8 @@ COPIES = {
     "gsam": (2, 0),
     "wsam": (2, 0),
     "le_sam": (1, 0),
+    "ema": (1, 0),  # the average itself is made after the step
+    "swa": (1, 0),
 }
 
 

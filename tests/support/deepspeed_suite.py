@@ -85,5 +85,7 @@ def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
             )
     hpz = config(3, zero={"zero_hpz_partition_size": 2})
     yield "refused: hpZ", lambda: refusal(folder / "refused", hpz)
+    average = {"weight_average": "ema:0.9"}
+    yield "refused: average", lambda: refusal(folder / "refused", config(2), **average)
     bf16 = config(0, bf16={"enabled": True})
     yield "refused: stage 0 in bf16", lambda: refusal(folder / "refused", bf16, bf16=True)

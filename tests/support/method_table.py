@@ -49,13 +49,21 @@ METHOD_TABLE: dict[str, tuple[dict[str, Any], Callable[..., Tensor], int]] = {
     "gsam": ({"method_args": "alpha=0.3"}, functools.partial(oracles.gsam, alpha=0.3), 20),
     "wsam": ({"method_args": "gamma=0.8"}, functools.partial(oracles.wsam, gamma=0.8), 20),
     "le_sam": ({"method_args": "sigma=0.1"}, functools.partial(oracles.le_sam, sigma=0.1), 20),
+    "ema": ({"weight_average": "ema:0.8"}, oracles.sam, 20),
+    "swa": ({"weight_average": "swa:0.5"}, oracles.sam, 20),
 }
-assert set(METHOD_TABLE) == set(METHODS)
+# What a model is after a training, of the weights after each step.
+AVERAGES = {
+    "ema": functools.partial(oracles.ema, decay=0.8),
+    "swa": functools.partial(oracles.swa, start=0.5),
+}
+assert set(METHOD_TABLE) == {*METHODS, *AVERAGES}
 TABLE = pytest.mark.parametrize("method", METHOD_TABLE)
 
 
 def settings_of(method: str) -> dict[str, Any]:
-    return {"method": method, "rho": RHO, "seed": SEED, **METHOD_TABLE[method][0]}
+    name = "sam" if method in AVERAGES else method
+    return {"method": name, "rho": RHO, "seed": SEED, **METHOD_TABLE[method][0]}
 
 
 def momentum(optimizer: str) -> dict[str, Any]:

@@ -201,6 +201,19 @@ def le_sam(at: At, w: Tensor, state: dict[str, Any], *, rho: float, sigma: float
     return at(w + min(sigma / float(g.norm()), rho) * unit(g))
 
 
+def ema(weights: list[Tensor], *, decay: float) -> Tensor:
+    """The recursion a_t = decay a_(t-1) + (1 - decay) w_t, from a_1 = w_1."""
+    average = weights[0]
+    for w in weights[1:]:
+        average = decay * average + (1 - decay) * w
+    return average
+
+
+def swa(weights: list[Tensor], *, start: float) -> Tensor:
+    """1803.05407: the mean of the weights after the steps from a share of the run on."""
+    return torch.stack(weights[int(start * len(weights)) :]).mean(0)
+
+
 def m_sharpness_rise(model: nn.Module, data: Sequence[Any], *, m: int, rho: float) -> float:
     """Mean over groups of m examples of L_S(w + rho g_S / ||g_S||) - L_S(w): section 4.1."""
     total = 0.0

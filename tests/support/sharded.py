@@ -46,6 +46,7 @@ PERTURBATIONS: dict[str, dict[str, Any]] = {
     "ASAM": {"adaptive": True, "rho": 0.5},
     "p = 1.5": {"perturbation_norm": 1.5},
     "p = inf": {"perturbation_norm": float("inf"), "rho": 0.005},
+    "an average": {"weight_average": "ema:0.8"},
 }
 
 
@@ -99,6 +100,7 @@ def odd_weights_after(folder: Path, **settings: Any) -> list[float]:
 def resumed_differs(folder: Path) -> bool:
     """Eight steps, and the last four again from the checkpoint in between."""
     saving = {"save_strategy": "steps", "save_steps": 4, "model": build("dropout")}
+    saving["weight_average"] = "ema:0.8"
     straight = weights_after(folder, **saving)
     resumed = trainer_of(folder, **{**saving, "model": build("dropout", seed=9)})
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-4"))

@@ -1,0 +1,112 @@
+"""Where a Trainer's weights make way for their average: evaluations, saving, the end."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer, TrainerCallback
+
+from .average_rule import rule_of
+from .backends import engine_of
+from .config import SAMArguments
+from .step.weight_average import WeightAverage
+
+if TYPE_CHECKING:
+    from transformers import Trainer as AnyTrainer  # what the mixin is mixed into
+else:
+    AnyTrainer = object
+
+
+class AverageMixin(AnyTrainer):
+    """Averages the weights of a training, by `SAMArguments.weight_average`.
+
+    While it trains, evaluations and predictions are of the average, and so is what `save_model`
+    writes; afterwards the model is the average. Checkpoints are the plain Trainer's, with the
+    average in a file of its own.
+
+    Source: `torch.optim.swa_utils`; Izmailov et al., arXiv 1803.05407 (SWA). Cost: no pass; a copy
+    of the trained weights in float32.
+    """
+
+    _average: WeightAverage | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the other classes do, and forget the average, which the model then has."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._average = None
+            self.remove_callback(Follower)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as the other classes do, the average if there is one."""
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict as the other classes do, by the average if there is one."""
+        with self._averaged():
+            return super().predict(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the average if there is one; in a checkpoint, beside the weights."""
+        is_checkpoint = _internal_call and output_dir is not None
+        with nullcontext() if is_checkpoint else self._averaged():
+            super().save_model(output_dir, _internal_call)
+        if is_checkpoint and self._average is not None:
+            self._average.save(str(output_dir), writes=self.args.should_save)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
+        written = self.args.weight_average if isinstance(self.args, SAMArguments) else None
+        if written is not None:
+            self._average = self._average_of(prepared[0], written)
+            # first, so that other callbacks find at the end what is saved then
+            self.callback_handler.callbacks.insert(0, Follower(self))
+            if resume_from_checkpoint is not None:
+                self._average.load(resume_from_checkpoint)
+        return prepared
+
+    def _average_of(self, model: Any, written: str) -> WeightAverage:
+        engine = engine_of(model)
+        if not engine.keeps_memory:
+            raise ValueError(
+                "`weight_average` must keep a copy of the weights, got DeepSpeed, whose shards "
+                "have no place for it: leave it out, or use FSDP2."
+            )
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        return WeightAverage(rule_of(written), bare, engine.optimized(self.optimizer), engine)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self._average is not None:
+            self._average.load(str(self.state.best_model_checkpoint))
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.applied()
+
+
+class Follower(TrainerCallback):
+    """Tells a trainer's average of each optimizer step, and of the end."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        """Follow a trainer with `AverageMixin`."""
+        self._trainer: Any = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the weights after a step, if it is among those that count and was made."""
+        average = self._trainer._average
+        was_skipped = self._trainer.accelerator.optimizer_step_was_skipped
+        if average is None or was_skipped:
+            return
+        if state.global_step > average.rule.start * state.max_steps:
+            average.add()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the average in the model."""
+        if self._trainer._average is not None:
+            self._trainer._average.put_in_place()
+            self._trainer._average = None

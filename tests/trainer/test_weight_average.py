@@ -1,0 +1,252 @@
+"""Averages of weights: their equations, where they are seen, what is saved, resume."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import oracles
+import pytest
+import torch
+from accelerate import Accelerator
+from cases import build, examples, make_trainer
+from observers import fingerprint
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.step.weight_average import AVERAGE_FILE
+
+KINDS = ["ema:0.9", "swa:0.25"]
+SETTINGS: list[dict[str, Any]] = [{"rho": 0.0}, {"rho": 0.2}, {"rho": 0.2, "method": "vasso"}]
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 5}
+EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+class Steps(TrainerCallback):
+    """Remembers weights and statistics after each step, and at each evaluation."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, Tensor]] = []
+        self.evaluated: list[dict[str, Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.after.append(copy.deepcopy(model.state_dict()))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.evaluated.append(copy.deepcopy(model.state_dict()))
+
+
+def averaged(states: list[dict[str, Tensor]], kind: str, total: int) -> dict[str, Tensor]:
+    """By the definition, of the weights after each step; the last ones' counters."""
+    name, _, number = kind.partition(":")
+    if name == "swa":
+        states = states[math.floor(float(number) * total) :]
+    shares = [1.0 / len(states)] * len(states)
+    if name == "ema":
+        decay, count = float(number), len(states)
+        shares = [(1 - decay) * decay ** (count - 1 - t) for t in range(count)]
+        shares[0] = decay ** (count - 1)
+    means = {
+        key: sum(share * state[key] for share, state in zip(shares, states, strict=True))
+        for key, x in states[-1].items()
+        if x.is_floating_point()
+    }
+    return {**states[-1], **means}
+
+
+def trained(tmp_path: Path, model: str = "dropout_and_batch_norm", **settings: Any) -> SAMTrainer:
+    kind = {"optim_args": "momentum=0.9", "trainer_kwargs": {"eval_dataset": examples(count=8)}}
+    trainer = make_trainer(build(model), tmp_path, **{**kind, **settings})
+    trainer.seen = Steps()
+    trainer.add_callback(trainer.seen)
+    trainer.train()
+    return trainer
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, x in found.items():
+        torch.testing.assert_close(x, expected[name], rtol=0, atol=1e-12)  # order of sums
+
+
+@EACH
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_average_is_what_is_evaluated_saved_and_left(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = trained(tmp_path, weight_average=kind, **EVALUATED, **settings)
+    states = trainer.seen.after
+    assert_close(trainer.model.state_dict(), averaged(states, kind, 20))
+    for number, seen in enumerate(trainer.seen.evaluated, start=1):
+        due = [states[: 5 * number], kind, 20]
+        is_begun = kind.startswith("ema") or number > 1
+        assert_close(seen, averaged(*due) if is_begun else states[4])
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[-1], rel=1e-12)
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert_close(saved, trainer.model.state_dict())
+
+
+@EACH
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_training_itself_is_unchanged(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with_average = trained(tmp_path, weight_average=kind, **EVALUATED, **settings)
+    without = trained(tmp_path, **EVALUATED, **settings)
+    for state, other in zip(with_average.seen.after, without.seen.after, strict=True):
+        assert all(torch.equal(x, other[name]) for name, x in state.items())
+    assert fingerprint(with_average.model) != fingerprint(without.model)
+
+
+@EACH
+@pytest.mark.parametrize("at", [3, 10])
+def test_resumed_is_bit_for_bit(kind: str, at: int, tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": at, "weight_average": kind, "rho": 0.2}
+    straight = trained(tmp_path, **saving, **EVALUATED)
+    again = make_trainer(
+        build("dropout_and_batch_norm", seed=9),
+        tmp_path,
+        optim_args="momentum=0.9",
+        trainer_kwargs={"eval_dataset": examples(count=8)},
+        **saving,
+        **EVALUATED,
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+    assert fingerprint(again.model) == fingerprint(straight.model)
+    losses = [
+        [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        for trainer in (straight, again)
+    ]
+    assert losses[0] == losses[1]
+
+
+@EACH
+def test_checkpoints_have_the_weights_and_the_average(kind: str, tmp_path: Path) -> None:
+    trainer = trained(tmp_path, save_strategy="steps", save_steps=10, weight_average=kind)
+    states = trainer.seen.after
+    checkpoint = tmp_path / "checkpoint-10"
+    kept = load_file(checkpoint / AVERAGE_FILE)
+    expected = averaged(states[:10], kind, 20)
+    assert kept.keys() == {name for name, x in expected.items() if x.is_floating_point()}
+    assert_close(kept, {name: expected[name] for name in kept})
+    weights = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(x, states[9][name]) for name, x in weights.items())
+
+
+def test_the_best_checkpoint_is_that_of_the_average(tmp_path: Path) -> None:
+    """The loss of a run whose learning rate is absurd grows: the first evaluation is the best."""
+    settings = {"learning_rate": 3.0, "load_best_model_at_end": True, "rho": 0.0}
+    saving = {"save_strategy": "steps", "save_steps": 5, "weight_average": "ema:0.5"}
+    trainer = trained(tmp_path, **settings, **saving, **EVALUATED)
+    best = int(trainer.state.best_model_checkpoint.rpartition("-")[2])
+    assert_close(trainer.model.state_dict(), averaged(trainer.seen.after[:best], "ema:0.5", 20))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-12)
+
+
+def test_low_precision_is_averaged_in_float32(tmp_path: Path) -> None:
+    """In bfloat16 it would stand still: a thousandth of a step is less than the rounding."""
+    settings = {"weight_average": "ema:0.999", "save_strategy": "steps", "save_steps": 20}
+    model, data = build("mlp", dtype=torch.bfloat16), examples(torch.bfloat16)
+    trainer, seen = make_trainer(model, tmp_path, data=data, **settings), Steps()
+    trainer.add_callback(seen)
+    trainer.train()
+    wide = [{n: x.float() for n, x in state.items()} for state in seen.after]
+    expected = averaged(wide, "ema:0.999", 20)
+    kept = load_file(tmp_path / "checkpoint-20" / AVERAGE_FILE)
+    for name, x in trainer.model.state_dict().items():
+        torch.testing.assert_close(kept[name], expected[name], rtol=1e-5, atol=1e-6)
+        assert torch.equal(x, kept[name].bfloat16())
+        assert not torch.equal(kept[name], wide[0][name])
+
+
+@EACH
+def test_an_exception_in_an_evaluation_puts_the_weights_back(kind: str, tmp_path: Path) -> None:
+    class Fails(SAMTrainer):
+        def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("as asked")
+
+    settings = {
+        **EVALUATED,
+        "eval_steps": 12,
+        "trainer_kwargs": {"eval_dataset": examples(count=8)},
+    }
+    model, seen = build("mlp"), Steps()
+    trainer = make_trainer(model, tmp_path, trainer=Fails, weight_average=kind, **settings)
+    trainer.add_callback(seen)
+    with pytest.raises(RuntimeError, match="as asked"):
+        trainer.train()
+    assert all(torch.equal(x, seen.after[-1][name]) for name, x in model.state_dict().items())
+
+
+def test_what_is_unfrozen_later_was_constant_before(tmp_path: Path) -> None:
+    class Unfreeze(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.model.body[2].requires_grad_(state.global_step >= 5)
+
+    trainer = make_trainer(build("mlp"), tmp_path, weight_average="ema:0.9")
+    seen = Steps()
+    trainer.add_callback(Unfreeze())
+    trainer.add_callback(seen)
+    trainer.create_optimizer()
+    trainer.train()
+    assert_close(trainer.model.state_dict(), averaged(seen.after, "ema:0.9", 20))
+
+
+def test_skipped_steps_do_not_count(tmp_path: Path) -> None:
+    """As they are after gradients that overflowed: here by what accelerate reports."""
+    trainer, seen = make_trainer(build("mlp"), tmp_path, weight_average="swa:0"), Steps()
+    trainer.add_callback(seen)
+    was_skipped = mock.PropertyMock(side_effect=lambda: trainer.state.global_step % 3 == 0)
+    with mock.patch.object(Accelerator, "optimizer_step_was_skipped", was_skipped):
+        trainer.train()
+    made = [state for step, state in enumerate(seen.after, start=1) if step % 3]
+    assert_close(trainer.model.state_dict(), averaged(made, "swa:0", 20))
+
+
+def test_training_goes_on_from_the_average(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, weight_average="ema:0.9", max_steps=5)
+    before = oracles.flat_weights(trainer.model)
+    trainer.args.learning_rate, trainer.args.weight_average = 0.0, None
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.train()
+    assert torch.equal(oracles.flat_weights(trainer.model), before)
+
+
+@pytest.mark.parametrize(
+    "written", ["ema", "ema:1", "ema:0", "swa:1", "swa:-1", "mean:0.5", "ema:0,9", "", 0.99]
+)
+def test_what_cannot_be_meant_is_refused(written: Any) -> None:
+    with pytest.raises(ValueError, match="`weight_average` must be ema:decay with a decay above 0"):
+        SAMConfig(output_dir="unused", weight_average=written)
+
+
+def test_a_file_of_another_rule_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, save_strategy="steps", save_steps=10, weight_average="ema:0.9")
+    again = make_trainer(build("dropout_and_batch_norm"), tmp_path, weight_average="swa:0")
+    seen = Steps()
+    again.add_callback(seen)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert "is of ema:0.9" in caplog.text
+    assert_close(again.model.state_dict(), averaged(seen.after, "swa:0", 20))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    trained(tmp_path, save_strategy="steps", save_steps=10, weight_average="ema:0.9")
+    (tmp_path / "checkpoint-10" / AVERAGE_FILE).write_bytes(b"no tensors")
+    again = make_trainer(build("dropout_and_batch_norm"), tmp_path, weight_average="ema:0.9")
+    with pytest.raises(ValueError, match="weight_average.safetensors must be a file of safetens"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+
+
+def test_a_plain_module_has_no_statistics(tmp_path: Path) -> None:
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    assert norm.running_mean is None
+    trainer = trained(tmp_path, model="mlp", weight_average="ema:0.9")
+    assert_close(trainer.model.state_dict(), averaged(trainer.seen.after, "ema:0.9", 20))
