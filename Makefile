@@ -54,8 +54,9 @@ package: $(STAMP) ## build the wheel and the source archive in dist/, and check 
 	$(PYTHON) -m build
 	$(PYTHON) -m twine check --strict dist/*
 
-bench: $(STAMP) ## time SAM's step beside two passes, the plain Trainer's and others' SAM: five minutes
+bench: $(STAMP) ## time SAM's step beside others', and the clean pass of a part: ten minutes
 	$(PYTHON) benchmarks/step_cost.py
+	$(PYTHON) benchmarks/clean_pass.py
 
 clean: ## remove the environment, what was built, and all runs
 	rm -rf .venv dist runs site

@@ -78,7 +78,9 @@ def workload(name: str, size: int, batch_size: int, *, bf16: bool) -> Workload:
     return Workload(f"{name}, {size} px", model, batch, bf16)
 
 
-def trainer_of(work: Workload, kind: type[Trainer], rho: float) -> tuple[Trainer, nn.Module]:
+def trainer_of(
+    work: Workload, kind: type[Trainer], rho: float, **settings: Any
+) -> tuple[Trainer, nn.Module]:
     """Return a Trainer as its loop would leave it before a step, and its prepared model."""
     args = SAMConfig(
         output_dir=tempfile.mkdtemp(),
@@ -86,6 +88,7 @@ def trainer_of(work: Workload, kind: type[Trainer], rho: float) -> tuple[Trainer
         bf16=work.bf16,
         dataloader_pin_memory=False,
         report_to="none",
+        **settings,
     )
     trainer = kind(model=work.model, args=args)
     trainer.current_gradient_accumulation_steps = 1

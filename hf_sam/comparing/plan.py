@@ -33,6 +33,7 @@ COMMON = (
 )
 LENGTH = ("num_train_epochs", "max_steps")
 SAM_FIELDS = {field.name for field in dataclasses.fields(SAMArguments)}
+SAM_FIELDS.remove("weight_average")  # which the base optimizer's runs have too
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,8 @@ def _arm(name: str, options: dict[str, str], own: Namespace) -> Arm:
 def _grid(points: Sequence[str], arms: Sequence[Arm]) -> dict[tuple[str, str], list[str]]:
     grid: dict[tuple[str, str], list[str]] = {}
     for point in points:
-        of, _, rest = point.rpartition(":") if ":" in point.partition("=")[0] else ("", "", point)
+        # values may have colons of their own: perturb=last:0.33
+        of, _, rest = point.partition(":") if ":" in point.partition("=")[0] else ("", "", point)
         name, values = _option(rest)
         if of and of not in [arm.name for arm in arms]:
             raise ValueError(f"`--sweep` must name an arm before the colon, got {of}: see `--arm`.")

@@ -106,9 +106,12 @@ def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, 
     has_sam = isinstance(args, SAMArguments) and args.rho > 0 and not schedule.is_idle
     sam = args if has_sam else None
     on_gpu = args.device.type == "cuda"
+    names = list(HYPERPARAMETERS)
+    if isinstance(args, SAMArguments) and args.weight_average is not None:
+        names.append("weight_average")
     return {
         "seed": args.seed,
-        "hyperparameters": {name: _plain(getattr(args, name)) for name in HYPERPARAMETERS},
+        "hyperparameters": {name: _plain(getattr(args, name)) for name in names},
         "sam": sam and _sam_settings(sam, schedule),
         "hardware": f"{args.world_size} x {torch.cuda.get_device_name()}"
         if on_gpu
@@ -120,7 +123,8 @@ def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, 
 
 def _sam_settings(sam: SAMArguments, schedule: AscentSchedule) -> dict[str, Any]:
     """Return SAM's fields, with the values that `max_overhead` has chosen."""
-    settings = {f.name: getattr(sam, f.name) for f in fields(SAMArguments)}
+    names = [f.name for f in fields(SAMArguments) if f.name != "weight_average"]
+    settings = {name: getattr(sam, name) for name in names}
     if sam.max_overhead is not None:
         settings["ascent_interval"] = schedule.interval
         settings["ascent_fraction"] = schedule.fraction

@@ -110,6 +110,14 @@ def test_an_arm_may_have_a_grid_and_seeds_of_its_own() -> None:
     assert dict(plan.arms[3].options) == {"perturb": "norm"}
 
 
+def test_values_may_have_colons_and_averages_need_no_sam() -> None:
+    words = "--sweep ema:weight_average=ema:0.9,swa:0.5 sam:perturb=last:0.3,last:0.5 rho=0.1"
+    plan = parse_plan([*words.split(), "--arm", "ema", "rho=0"])
+    trials = {arm.name: plan.trials(arm) for arm in plan.arms}
+    assert trials["ema"] == [{"weight_average": "ema:0.9"}, {"weight_average": "swa:0.5"}]
+    assert [trial["perturb"] for trial in trials["sam"]] == ["last:0.3", "last:0.5"]
+
+
 @pytest.mark.parametrize(
     ("options", "cost"),
     [

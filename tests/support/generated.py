@@ -17,6 +17,7 @@ from typing import Any
 from places import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # run as a script too
+import clean_pass  # noqa: E402
 import flatness  # noqa: E402
 import step_cost  # noqa: E402
 from generated_results import (  # noqa: E402
@@ -114,6 +115,13 @@ def cost_table() -> str:
     return "\n".join([*table, "", remark])
 
 
+def clean_pass_table() -> str:
+    facts = json.loads((ROOT / "benchmarks" / "clean_pass.json").read_text())
+    rows = map(clean_pass.row, facts["results"])
+    machine = f"{facts['threads']} threads, torch {facts['torch']}, {facts['date']}."
+    return "\n".join([clean_pass.head(), *rows, "", machine])
+
+
 def cost_sentence() -> str:
     """What a step takes beside the plain Trainer's, in a sentence for the README."""
     facts = json.loads((ROOT / "benchmarks" / "step_cost.json").read_text())
@@ -156,7 +164,8 @@ GENERATED: dict[Path, dict[str, Callable[[], str]]] = {
         "compare": partial(parser_table, command_line_parser),
         "report": partial(parser_table, report_parser),
     },
-    DOCS / "methods.md": {name: partial(gains_table, name) for name in (FRONTIER, CLEAN)},
+    DOCS / "methods.md": {"clean pass": clean_pass_table}
+    | {name: partial(gains_table, name) for name in (FRONTIER, CLEAN)},
     DOCS / "hardware.md": {"step cost": cost_table, "fidelity": fidelity_table},
     DOCS / "results.md": {"overview": overview_text, "summary": summary_table}
     | {name: partial(results_table, name) for name in EVIDENCE},
