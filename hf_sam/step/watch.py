@@ -34,6 +34,8 @@ class Watch:
         """
         self._is_close, self._is_twice = True, is_twice
         self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
+        self._watched: dict[str, Tensor] = {}  # those of the parts that `_plain` is of
+        self._plain: list[tuple[str, Tensor, bool]] = []  # what can be marked, if it has a pointer
 
     @contextmanager
     def of_pass(self, parts: Parts, counted_once: Iterable[str]) -> Iterator[None]:
@@ -46,12 +48,12 @@ class Watch:
         Raises:
             ValueError: Naming a parameter that the pass has changed.
         """
-        parameters = _marks(parts, closely=self._is_close)
+        parameters = self._marks(parts)
         counted = frozenset(counted_once)
         is_state_seen = self._is_close and self._is_twice
         state = _state(parts.holders, counted) if is_state_seen else {}
         yield
-        after = _marks(parts, closely=self._is_close)
+        after = self._marks(parts)
         changed = [name for name, mark in parameters.items() if after.get(name, mark) != mark]
         if changed:
             raise ValueError(
@@ -65,6 +67,24 @@ class Watch:
             self._changed |= {
                 place[1]: place[0] for place in state if now.get(place) != state[place]
             }
+
+    def _marks(self, parts: Parts) -> Marks:
+        """Return values that change when a parameter is written to.
+
+        A write through `param.data` does not increase the version counter, so the thorough check
+        adds its norm. The quick one runs over all parameters four times a step.
+        """
+        held = parts.engine.held
+        if self._is_close or self._watched is not parts.watched:
+            self._watched = parts.watched
+            self._plain = [
+                (n, p, _is_plain(held(p))) for n, p in parts.watched.items() if _has_mark(p)
+            ]
+        owns = [(name, held(param), has_pointer) for name, param, has_pointer in self._plain]
+        marks: Marks = {n: (own._version, own.data_ptr() if has else 0) for n, own, has in owns}
+        if self._is_close:
+            marks = {name: (*marks[name], _numbers(own)) for name, own, _ in owns}
+        return marks
 
     def end_step(self) -> bool:
         """Warn of what the first optimizer step's passes changed; return whether this was it."""
@@ -80,19 +100,12 @@ class Watch:
         return was_close
 
 
-def _marks(parts: Parts, *, closely: bool) -> Marks:
-    """Return values that change when a parameter is written to.
+def _has_mark(param: Tensor) -> bool:
+    """Whether a parameter can be told from a changed one.
 
-    A write through `param.data` does not increase the version counter, so `closely` adds its norm.
+    What is quantised is not trained, and may be packed anew by its first pass.
     """
-    marks: Marks = {}
-    for name, param in parts.watched.items():
-        own = param if is_lazy(param) else parts.engine.held(param)
-        # what is quantised is not trained, and may be packed anew by its first pass
-        if not is_lazy(param) and not param.is_inference() and own.is_floating_point():
-            mark = own._version, own.data_ptr() if _is_plain(own) else 0
-            marks[name] = (*mark, _numbers(own)) if closely else mark
-    return marks
+    return not is_lazy(param) and not param.is_inference() and param.is_floating_point()
 
 
 def _is_plain(tensor: Tensor) -> bool:

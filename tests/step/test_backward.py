@@ -105,12 +105,14 @@ def test_networks_of_timm(name: str, perturb: str, tmp_path: Path) -> None:
             return {"loss": nn.functional.cross_entropy(self.net(pixel_values), labels)}
 
     torch.manual_seed(0)
-    model, size = Labelled(), 160 if name == "test_vit" else 32
+    model, size = Labelled(), 160 if name == "test_vit" else 64
     data = [{"pixel_values": torch.randn(3, size, size), "labels": i % CLASSES} for i in range(8)]
     kind = {"data": data, "max_steps": 2, "per_device_train_batch_size": 4}
 
     def make() -> SAMTrainer:
-        return make_trainer(copy.deepcopy(model), tmp_path, perturb=perturb, rho=0.5, **kind)
+        return make_trainer(
+            copy.deepcopy(model), tmp_path, perturb=perturb, learning_rate=0.01, **kind
+        )
 
     assert differences(make) == []
 

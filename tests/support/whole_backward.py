@@ -1,5 +1,6 @@
 """Clean passes that compute every gradient, as they did before they left out what is not used."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ def trained(make: Callable[[], SAMTrainer]) -> tuple[list[float], list[dict[str,
         trainer.train()
     is_sharded = isinstance(trainer._walk.parts_of(trainer.model_wrapped, trainer).engine, Sharded)
     weights = full_weights(trainer.model) if is_sharded else flat(trainer.model)
+    assert math.isfinite(sum(weights))
     logs = [
         {
             name: value
