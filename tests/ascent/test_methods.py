@@ -227,3 +227,15 @@ def test_the_loss_budget_follows_the_schedule(tmp_path: Path) -> None:
         radius = 0.05 * (1 - step / STEPS) / float(g.norm())
         w = w - LR * gradient(w + radius * oracles.unit(g), batch)
     torch.testing.assert_close(oracles.flat_weights(model), w, rtol=0, atol=1e-10)
+
+
+def test_smoothing_begins_with_the_first_gradient_that_is_finite() -> None:
+    """A gradient that overflows under a gradient scaler is as if it had not been."""
+    vasso, memory = method_of("vasso", "theta=0.25"), {}
+    gradients = [torch.tensor([math.inf, 1.0]), torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])]
+    for scale, g, expected in zip(
+        (4.0, 2.0, 2.0), gradients, (None, [1.5, 2.0], [1.25, 1.5]), strict=True
+    ):
+        (d,) = vasso.direction(["w"], [g.clone()], scale, memory)
+        if expected is not None:
+            torch.testing.assert_close(d, torch.tensor(expected))

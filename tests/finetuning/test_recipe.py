@@ -146,8 +146,12 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     assert args.output_dir == "runs/cifar10-rho0.05"
 
 
-def test_resume_gives_the_same_model(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "average", ["", "--rho 0 --weight_average ema:0.5", "--weight_average swa:0.5"]
+)
+def test_resume_gives_the_same_model(average: str, data: Path, tmp_path: Path) -> None:
     steps = ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2"]
+    steps += average.split()
     finetune_on(data, tmp_path / "straight", *steps)
     interrupted = tmp_path / "interrupted"
 

@@ -48,6 +48,23 @@ def test_a_share_of_the_micro_batch_ascends(
     assert trainer.gradient_evaluations == STEPS + round(STEPS * kept / 8)
 
 
+def test_the_noise_of_a_share_is_smoothed(tmp_path: Path) -> None:
+    """VaSSO's direction is of the shares' gradients, of the last blocks alone."""
+    model = build("mlp")
+    last = oracles.name_mask(model, lambda name: name.startswith("body.2."))
+    gradient, recorder = oracles.flat_gradient(copy.deepcopy(model).train()), Recorder()
+    w, state, d = oracles.flat_weights(model), {}, None
+    method = {"method": "vasso", "method_args": "theta=0.3", "perturb": "last:0.5"}
+    settings = {"rho": RHO, "ascent_fraction": 0.25, **method, **momentum("sgd")}
+    make_trainer(model, tmp_path, recorder=recorder, **settings).train()
+    for batch in recorder.batches[:STEPS]:
+        g = last * gradient(w, {name: rows[:2] for name, rows in batch.items()})
+        d = g if d is None else 0.7 * d + 0.3 * g
+        g = gradient(w + RHO * oracles.unit(d), batch)
+        w = oracles.sgd(w, g, state, lr=LR, momentum=0.9)
+    torch.testing.assert_close(oracles.flat_weights(model), w, rtol=0, atol=1e-10)
+
+
 def half(rows: int) -> int:
     return rows // 2
 
