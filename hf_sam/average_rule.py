@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ WRITTEN = re.compile(r"(ema|swa):(\d*\.?\d+)")
 class Rule:
     """Which steps an average is of: `weight_average` as it is written."""
 
-    written: str
+    written: str = field(compare=False)
     start: float  # share of the run's optimizer steps before the first that counts
     decay: float | None  # weight of what was averaged before; None where all count alike
 

@@ -4,16 +4,21 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from .average_rule import rule_of
 from .backends import engine_of
 from .config import SAMArguments
+from .step.checks import base_optimizer
 from .step.weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from transformers import Trainer as AnyTrainer  # what the mixin is mixed into
 else:
     AnyTrainer = object
+
+logger = logging.get_logger(__name__)
 
 
 class AverageMixin(AnyTrainer):
@@ -34,8 +39,7 @@ class AverageMixin(AnyTrainer):
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._average = None
-            self.remove_callback(Follower)
+            self._forget_average()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as the other classes do, the average if there is one."""
@@ -61,24 +65,39 @@ class AverageMixin(AnyTrainer):
         prepared = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
+        self._forget_average()  # of an attempt with another batch size
         written = self.args.weight_average if isinstance(self.args, SAMArguments) else None
         if written is not None:
-            self._average = self._average_of(prepared[0], written)
-            # first, so that other callbacks find at the end what is saved then
-            self.callback_handler.callbacks.insert(0, Follower(self))
+            self._average = self._average_of(prepared[0], written, max_steps)
             if resume_from_checkpoint is not None:
                 self._average.load(resume_from_checkpoint)
+            # What callbacks make of the weights counts, and at the end they find the average.
+            self.add_callback(AfterEachStep(self))
+            self.callback_handler.callbacks.insert(0, AtTheEnd(self))
         return prepared
 
-    def _average_of(self, model: Any, written: str) -> WeightAverage:
-        engine = engine_of(model)
+    def _average_of(self, model: Any, written: str, max_steps: int) -> WeightAverage:
+        engine, optimizer = engine_of(model), base_optimizer(self)
         if not engine.keeps_memory:
             raise ValueError(
                 "`weight_average` must keep a copy of the weights, got DeepSpeed, whose shards "
                 "have no place for it: leave it out, or use FSDP2."
             )
+        if callable(getattr(optimizer, "eval", None)):
+            raise ValueError(
+                f"`weight_average` must find the weights that are trained, got "
+                f"{type(optimizer).__name__}, which evaluates an average of its own: leave it out."
+            )
+        if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                "`weight_average` must be pushed when training has ended, got `hub_strategy="
+                f"{HubStrategy(self.args.hub_strategy).value}`, which pushes the weights of "
+                "checkpoints: set `hub_strategy=end`, and call `push_to_hub` after `train`."
+            )
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        return WeightAverage(rule_of(written), bare, engine.optimized(self.optimizer), engine)
+        average = WeightAverage(rule_of(written), bare, self.optimizer, engine, max_steps)
+        average.require_weights()
+        return average
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -88,25 +107,41 @@ class AverageMixin(AnyTrainer):
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._average is None else self._average.applied()
 
+    def _forget_average(self) -> None:
+        self._average = None
+        for kind in (AfterEachStep, AtTheEnd):
+            self.remove_callback(kind)
 
-class Follower(TrainerCallback):
-    """Tells a trainer's average of each optimizer step, and of the end."""
+
+class AfterEachStep(TrainerCallback):
+    """Has a trainer's average count the weights after each optimizer step."""
 
     def __init__(self, trainer: Trainer) -> None:
         """Follow a trainer with `AverageMixin`."""
         self._trainer: Any = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the weights after a step, if it is among those that count and was made."""
+        """Count the weights, unless the step was skipped or is not among those that count."""
         average = self._trainer._average
         was_skipped = self._trainer.accelerator.optimizer_step_was_skipped
-        if average is None or was_skipped:
-            return
-        if state.global_step > average.rule.start * state.max_steps:
+        if average is not None and not was_skipped and state.global_step > average.begin:
             average.add()
 
+
+class AtTheEnd(TrainerCallback):
+    """Leaves a trainer's average in the model."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        """Follow a trainer with `AverageMixin`."""
+        self._trainer: Any = trainer
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the average in the model."""
-        if self._trainer._average is not None:
-            self._trainer._average.put_in_place()
-            self._trainer._average = None
+        """Overwrite the weights by their average; warn if no step has counted."""
+        average, self._trainer._average = self._trainer._average, None
+        if average is not None and average.count:
+            average.put_in_place()
+        elif average is not None:
+            logger.warning(
+                f"`weight_average={average.rule.written}` begins after {average.begin} steps, got "
+                f"{state.global_step}, and a model without it: train for longer, or begin earlier."
+            )

@@ -131,7 +131,6 @@ class SAMArguments:
             "code does. Without effect if `ascent_fraction` is below 1."
         },
     )
-
     weight_average: str | None = field(
         default=None,
         metadata={

@@ -25,10 +25,11 @@ def last_blocks(model: nn.Module, share: float) -> set[nn.Parameter]:
             f"`perturb=last:{share:g}` must find blocks, got a {type(model).__name__} without any: "
             "write the names of modules instead, separated by commas."
         )
-    first = blocks[-max(1, round(share * len(blocks)))]
+    chosen = tuple(f"{block}." for block in blocks[-max(1, round(share * len(blocks))) :])
     named = list(model.named_parameters())
-    begin = next(i for i, (name, _) in enumerate(named) if name.startswith(f"{first}."))
-    return {param for _, param in named[begin:]}
+    numbers = (i for i, (name, _) in enumerate(named) if name.startswith(chosen))
+    # none where the chosen blocks share all their parameters with earlier ones
+    return {param for _, param in named[next(numbers, len(named)) :]}
 
 
 def blocks_of(model: nn.Module) -> list[str]:
@@ -52,9 +53,10 @@ def _is_inside(name: str, other: str) -> bool:
 def _of_timm(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         matcher = getattr(module, "group_matcher", None)
-        if matcher is None:
+        groups = matcher(coarse=False) if matcher is not None else None
+        if not isinstance(groups, dict) or "blocks" not in groups:  # some have a function
             continue
-        patterns = matcher(coarse=False)["blocks"]
+        patterns = groups["blocks"]
         pairs = [(patterns, None)] if isinstance(patterns, str) else patterns
         # a pattern with a number of its own is of what belongs to a block without being one
         own = [re.compile(pattern) for pattern, number in pairs if number is None]
@@ -72,7 +74,8 @@ def _of_transformers(model: nn.Module) -> Iterator[str]:
 
 
 def _of_lists(model: nn.Module) -> Iterator[str]:
-    yield from (name for name, module in _listed(model) if any(True for _ in module.children()))
+    named = _layers_of_lists(model)
+    yield from (name for name in named if any(True for _ in model.get_submodule(name).children()))
 
 
 def _layers_of_lists(model: nn.Module) -> Iterator[str]:

@@ -82,11 +82,12 @@ class Sharded(Engine):
 
     def leaves(self, moved: list[Tensor], *, reduced: bool) -> list[Tensor] | None:
         """Return the gathered parameters, which a pass computes with in place of the shards."""
-        wanted = set(map(id, moved))
-        held = [
-            param for module in self._modules for g in _groups(module) for param in g.fsdp_params
-        ]
-        return [param.unsharded_param for param in held if id(param.sharded_param) in wanted]
+        ids = set(map(id, moved))
+        groups = [group for module in self._modules for group in _groups(module)]
+        held = [param for group in groups for param in group.fsdp_params]
+        wanted = [param for param in held if id(param.sharded_param) in ids]
+        gathered = [getattr(param, "_unsharded_param", None) for param in wanted]
+        return [param for param in gathered if param is not None]  # the others are not used
 
     def _use_shards(self) -> None:
         """Have FSDP2 show its shards, and reduce the gradients of each pass into them.

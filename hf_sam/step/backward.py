@@ -1,5 +1,6 @@
 """A backward pass that goes no further than the gradients that are used."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+# Functions written in Python that hide nothing: of FSDP2, and of torch.compile.
+OPEN = ("RegisterPostBackwardFunctionBackward", "CompiledFunctionBackward")
 
 
 @contextmanager
@@ -31,37 +35,38 @@ def backward_to(
     whole = accelerator.backward
 
     def backward(loss: Tensor, **kwargs: Any) -> None:
-        needed = leaves()
-        limits = {"inputs": needed} if needed and is_reached(loss, needed) else {}
+        needed = None if "inputs" in kwargs or not _takes_inputs(whole) else leaves()
+        limits = {"inputs": needed} if needed and is_all_seen(loss) else {}
         whole(loss, **kwargs, **limits)
 
     accelerator.backward = backward
     try:
         yield
     finally:
-        del accelerator.backward
-        if own is not None:
-            accelerator.backward = own
+        if vars(accelerator).get("backward") is backward:  # and not what the block has put there
+            del accelerator.backward
+            if own is not None:
+                accelerator.backward = own
 
 
-def is_reached(loss: Tensor, leaves: Sequence[Tensor]) -> bool:
-    """Return whether a backward pass with `inputs=leaves` gives each of them its whole gradient.
+def _takes_inputs(backward: Callable[..., Any]) -> bool:
+    kinds = {parameter.kind for parameter in inspect.signature(backward).parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds
 
-    Args:
-        loss: Of any shape.
-        leaves: A leaf that does not occur has no gradient, unless a function in Python may hide it.
+
+def is_all_seen(loss: Tensor) -> bool:
+    """Return whether the graph of a loss, of any shape, shows every way to a parameter.
+
+    A function written in Python may make a backward pass of its own, as reentrant checkpoints do,
+    and reach parameters by it that are not in the graph, or not only there.
     """
-    found: set[Any] = set()
-    functions: set[str] = set()
-    waiting = [loss.grad_fn]
-    missing = {id(leaf) for leaf in leaves}
+    found, waiting = set(), [loss.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in found:
             continue
+        if isinstance(node, BackwardCFunction) and type(node).__name__ not in OPEN:
+            return False
         found.add(node)
-        missing.discard(id(getattr(node, "variable", None)))  # of the nodes at the graph's ends
-        if isinstance(node, BackwardCFunction):
-            functions.add(type(node).__name__)
         waiting += [following for following, _ in node.next_functions]
-    return not (functions and missing) and "CheckpointFunctionBackward" not in functions
+    return True

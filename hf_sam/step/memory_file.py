@@ -23,7 +23,10 @@ def save_memory(ascent: Ascent, folder: str, *, writes: bool) -> None:
         writes: Whether this rank writes. All ranks must call: shards are gathered.
     """
     path = Path(folder, MEMORY_FILE)
-    write_tensors(path, ascent.memory, {"method": ascent.name}, writes=writes)
+    if ascent.memory:
+        write_tensors(path, ascent.memory, {"method": ascent.name}, writes=writes)
+    elif writes:
+        path.unlink(missing_ok=True)  # of an earlier run in the same folder
 
 
 def load_memory(ascent: Ascent, folder: str | None, params: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], *, writes: bool
 ) -> None:
-    """Write tensors, gathered if they are sharded; remove the file if there are none.
+    """Write tensors, gathered if they are sharded.
 
     Args:
         path: The file.
@@ -26,10 +26,8 @@ def write_tensors(
         gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if writes:
             whole[name] = gathered.cpu().contiguous()
-    if whole:
+    if writes:
         save_file(whole, path, metadata=metadata)
-    elif writes:
-        path.unlink(missing_ok=True)  # of an earlier run in the same folder
 
 
 def read_tensors(

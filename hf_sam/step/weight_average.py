@@ -1,61 +1,80 @@
 """A running average of the weights that a training goes through."""
 
+import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from transformers.utils import logging
 
 from ..ascent.shards import local
-from ..average_rule import Rule
+from ..average_rule import Rule, rule_of
 from ..backends import Engine
 from .tensor_file import placed_as, read_tensors, write_tensors
 
 logger = logging.get_logger(__name__)
 
 AVERAGE_FILE = "weight_average.safetensors"
+STATISTICS = ("running_mean", "running_var")
 
 
 class WeightAverage:
-    """The average of a model's trained weights and of its BatchNorm statistics.
+    """The average of the weights that an optimizer trains and of a model's BatchNorm statistics.
 
     It is kept in float32 or better: an average in bfloat16 would stand still. Memory: one copy of
     what is averaged, and one of the weights while the average is in their place.
     """
 
     def __init__(
-        self, rule: Rule, model: nn.Module, optimized: list[Tensor], engine: Engine
+        self, rule: Rule, model: nn.Module, optimizer: Any, engine: Engine, max_steps: int
     ) -> None:
         """Begin before the first step.
 
         Args:
             rule: Which steps are averaged.
             model: The model, unwrapped.
-            optimized: The base optimizer's parameters; others of the model do not change.
+            optimizer: The base optimizer; what it does not hold does not change.
             engine: The engine that has prepared the model.
+            max_steps: Optimizer steps of the run.
         """
         self.rule, self.count = rule, 0
-        self.tensors: dict[str, Tensor] = {}  # the average, by name
-        self._model, self._engine = model, engine
-        self._ids = {id(param) for param in optimized}
+        self.begin = math.floor(rule.start * max_steps)  # optimizer steps before those that count
+        self.tensors: dict[str, Tensor] = {}  # the average, by name, in one order on all ranks
+        self._model, self._optimizer, self._engine = model, optimizer, engine
         self._is_applied = False
+
+    def require_weights(self) -> None:
+        """Raise a ValueError if the optimizer holds no parameter of the model."""
+        ids = {id(param) for param in self._engine.optimized(self._optimizer)}
+        with self._engine.step():
+            if not any(id(param) in ids for param in self._model.parameters()):
+                raise ValueError(
+                    "`weight_average` must find the model's parameters in the optimizer, got a "
+                    f"{type(self._optimizer).__name__} without any: leave it out."
+                )
 
     @torch.no_grad()
     def add(self) -> None:
         """Count the weights of now."""
         with self._engine.step():
             now = self._now()
-            for name, x in now.items():  # in one order on all ranks, which gather them
+            for name, x in now.items():
                 if name not in self.tensors:
                     self.tensors[name] = x.to(_wide(x), copy=True)
             if self.count:
-                averages = [local(self.tensors[name]) for name in now]
-                self.rule.update(
-                    averages, [local(x).to(_wide(x)) for x in now.values()], self.count
-                )
+                narrow = [name for name, x in now.items() if x.dtype != _wide(x)]
+                wide = [name for name in now if name not in narrow]
+                for names in (wide, *([name] for name in narrow)):  # one copy at a time
+                    averages = [local(self.tensors[name]) for name in names]
+                    weights = [local(now[name]).to(_wide(now[name])) for name in names]
+                    if names:
+                        self.rule.update(averages, weights, self.count)
             self.count += 1
 
     @contextmanager
@@ -81,19 +100,23 @@ class WeightAverage:
 
     @torch.no_grad()
     def put_in_place(self) -> None:
-        """Overwrite the weights by their average, if there is one."""
+        """Overwrite the weights by their average; all ranks must call."""
         with self._engine.step():
             for name, x in self._now().items():
                 if name in self.tensors:
+                    if self._engine.broadcasts_buffers and name.endswith(STATISTICS):
+                        dist.broadcast(self.tensors[name], 0)  # as a checkpoint has them
                     local(x).copy_(local(self.tensors[name]))
 
     def save(self, folder: str, *, writes: bool) -> None:
         """Write the average to a checkpoint; all ranks must call."""
-        metadata = {"rule": self.rule.written, "count": str(self.count)}
+        facts = {"rule": self.rule.written, "begin": self.begin, "count": self.count}
+        # in one entry: safetensors writes several in any order, and equal runs have equal files
+        metadata = {"average": json.dumps(facts)}
         write_tensors(Path(folder, AVERAGE_FILE), self.tensors, metadata, writes=writes)
 
     def load(self, folder: str) -> None:
-        """Read the average of a checkpoint; without one, begin anew.
+        """Read the average of a checkpoint; without one, or with one of other steps, begin anew.
 
         Raises:
             ValueError: If the file cannot be read.
@@ -101,27 +124,38 @@ class WeightAverage:
         path = Path(folder, AVERAGE_FILE)
         self.tensors, self.count = {}, 0
         if not path.is_file():
+            logger.warning(f"There is no {path}: the average begins anew.")
             return
         remedy = "resume from another checkpoint, or remove the file, and the average begins anew."
         with self._engine.step():
             now = self._now()
             found, metadata = read_tensors(path, now, remedy=remedy)
-            if metadata.get("rule") != self.rule.written or found.keys() != now.keys():
-                of = metadata.get("rule")
-                logger.warning(f"{path} is of {of}, or of another model: the average begins anew.")
+            facts = json.loads(metadata["average"])
+            if (rule_of(facts["rule"]), facts["begin"]) != (self.rule, self.begin):
+                other = f"{facts['rule']} after {facts['begin']} steps"
+                logger.warning(
+                    f"{path} is of {other}, and not {self.rule.written} after {self.begin}: the "
+                    "average begins anew."
+                )
                 return
-            self.tensors = {n: placed_as(now[n], x, _wide(now[n])) for n, x in found.items()}
-            self.count = int(metadata["count"])
+            self.tensors = {
+                n: placed_as(x, found[n], _wide(x)) for n, x in now.items() if n in found
+            }
+            self.count = facts["count"]
 
     def _now(self) -> dict[str, Tensor]:
-        """Return what is averaged as it is now, by name."""
-        named = self._model.named_parameters()
-        found = {name: param.detach() for name, param in named if id(param) in self._ids}
+        """Return what is averaged as it is now, by name; of more than the model by its number."""
+        optimized = {id(param): param for param in self._engine.optimized(self._optimizer)}
+        found: dict[str, Tensor] = {}
+        for name, param in self._model.named_parameters():
+            if optimized.pop(id(param), None) is not None:
+                found[name] = param
+        found |= {f"optimizer.{i}": param for i, param in enumerate(optimized.values())}
         for prefix, module in self._model.named_modules():
             if isinstance(module, _NormBase) and module.running_mean is not None:
-                for name in ("running_mean", "running_var"):
+                for name in STATISTICS:
                     found[f"{prefix}.{name}"] = getattr(module, name)
-        return {name.replace("_orig_mod.", ""): x for name, x in found.items()}
+        return {n.replace("_orig_mod.", "").lstrip("."): x.detach() for n, x in found.items()}
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

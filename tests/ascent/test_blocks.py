@@ -57,6 +57,19 @@ def test_transformers_divides_its_networks(make: object, count: int, first: str)
     assert (len(blocks_of(make())), blocks_of(make())[0]) == (count, first)
 
 
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "coat_tiny", "hrnet_w18_small"])
+def test_timm_divides_some_by_a_function(name: str) -> None:
+    with torch.device("meta"):
+        assert len(blocks_of(timm.create_model(name))) > 3
+
+
+def test_blocks_that_share_all_with_earlier_ones_have_nothing_to_perturb() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    model[2].weight, model[2].bias = model[0].weight, model[0].bias
+    with pytest.raises(ValueError, match="has none in this model"):
+        perturbed_parameters(model, "last:0.1")
+
+
 def test_a_model_inside_another_is_found() -> None:
     with torch.device("meta"):
         net = timm.create_model("test_vit")

@@ -12,10 +12,10 @@ from cases import CLASSES, FEATURES, Classifier, build, examples, make_trainer
 from tiny_transformers import images, vit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from whole_backward import differences
 
-from hf_sam import SAMTrainer
+from hf_sam import SAMMixin, SAMTrainer
 from hf_sam.step.backward import backward_to
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -201,3 +201,72 @@ def test_no_other_gradients_are_held(tmp_path: Path) -> None:
 def test_without_leaves_all_are_computed(leaves: Any, tmp_path: Path) -> None:
     model = Classifier(nn.Linear(FEATURES, CLASSES)).double()
     assert gradients(model, lambda: leaves, tmp_path) == {"body.0.weight", "body.0.bias"}
+
+
+class OwnInputs(Trainer):
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any) -> Tensor:
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss, inputs=list(model.parameters()))
+        return loss.detach()
+
+
+def test_inputs_of_the_trainers_own(tmp_path: Path) -> None:
+    class Own(SAMMixin, OwnInputs):
+        pass
+
+    make_trainer(build("mlp"), tmp_path, trainer=Own, perturb="body.2", max_steps=2).train()
+
+
+class Offloaded(torch.autograd.Function):
+    """A reentrant checkpoint of another name, as unsloth has one."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.function = function
+        with torch.no_grad():
+            return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.function(x)
+        torch.autograd.backward(y, grad)
+        return None, x.grad
+
+
+class SharesAHiddenLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES)
+        self.head = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        x = Offloaded.apply(lambda y: torch.tanh(self.shared(y)), self.first(x))
+        logits = self.head(torch.tanh(self.shared(x)))
+        return {"loss": nn.functional.cross_entropy(logits, labels)}
+
+
+def test_a_parameter_both_hidden_and_seen(tmp_path: Path) -> None:
+    def make() -> SAMTrainer:
+        torch.manual_seed(0)
+        return make_trainer(SharesAHiddenLayer().double(), tmp_path, perturb="shared", rho=0.5)
+
+    assert differences(make) == ["as many operations"]
+
+
+def test_a_wrapper_that_takes_no_inputs_is_called_without(tmp_path: Path) -> None:
+    trainer = make_trainer(build("mlp"), tmp_path, perturb="body.2", max_steps=2)
+    plain, calls = trainer.accelerator.backward, []
+    trainer.accelerator.backward = lambda loss: (calls.append(loss), plain(loss))
+    trainer.train()
+    assert len(calls) == 4
+
+
+def test_a_wrapper_that_is_put_there_in_the_pass_stays(tmp_path: Path) -> None:
+    trainer = make_trainer(build("mlp"), tmp_path)
+    with backward_to(trainer.accelerator, list):
+        trainer.accelerator.backward = own = lambda loss: None
+    assert trainer.accelerator.backward is own

@@ -14,10 +14,10 @@ from cases import build, examples, make_trainer
 from observers import fingerprint
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_sam import SAMConfig, SAMTrainer
-from hf_sam.step.weight_average import AVERAGE_FILE
+from hf_sam.step.weight_average import AVERAGE_FILE, WeightAverage
 
 KINDS = ["ema:0.9", "swa:0.25"]
 SETTINGS: list[dict[str, Any]] = [{"rho": 0.0}, {"rho": 0.2}, {"rho": 0.2, "method": "vasso"}]
@@ -250,3 +250,135 @@ def test_a_plain_module_has_no_statistics(tmp_path: Path) -> None:
     assert norm.running_mean is None
     trainer = trained(tmp_path, model="mlp", weight_average="ema:0.9")
     assert_close(trainer.model.state_dict(), averaged(trainer.seen.after, "ema:0.9", 20))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    add = WeightAverage.add
+
+    def watched(self: WeightAverage) -> None:
+        add(self)
+        found.append((trainer.state.global_step, self.count))
+
+    monkeypatch.setattr(WeightAverage, "add", watched)
+    return found
+
+
+class RunsOutOfMemory(SAMTrainer):
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if len(inputs["labels"]) > 4 and self.state.global_step == 2:
+            raise RuntimeError("CUDA out of memory. as asked")
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def test_a_smaller_batch_counts_each_step_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(
+        build("mlp"),
+        tmp_path,
+        trainer=RunsOutOfMemory,
+        auto_find_batch_size=True,
+        weight_average="ema:0.9",
+    )
+    found = counted(monkeypatch, trainer)
+    trainer.train()
+    assert found[-20:] == [(step, step) for step in range(1, 21)]
+
+
+def test_a_longer_run_averages_its_own_last_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"weight_average": "swa:0.75", "save_strategy": "steps", "save_steps": 10}
+    make_trainer(build("mlp"), tmp_path, max_steps=20, **settings).train()
+    trainer = make_trainer(build("mlp"), tmp_path, max_steps=40, **settings)
+    found = counted(monkeypatch, trainer)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert found == [(30 + n, n) for n in range(1, 11)]
+
+
+def test_a_group_added_later_is_averaged(tmp_path: Path) -> None:
+    model, seen = build("mlp"), Steps()
+    model.body[0].requires_grad_(False)
+
+    class Thaw(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                model.body[0].requires_grad_(True)
+                trainer.optimizer.add_param_group({"params": list(model.body[0].parameters())})
+                trainer.lr_scheduler.base_lrs.append(0.1)
+                trainer.lr_scheduler.lr_lambdas.append(lambda step: 1.0)
+
+    trainer = make_trainer(model, tmp_path, weight_average="ema:0.9")
+    trainer.add_callback(Thaw())
+    trainer.add_callback(seen)
+    trainer.train()
+    late = averaged(seen.after[3:], "ema:0.9", 20)
+    for name, x in averaged(seen.after, "ema:0.9", 20).items():
+        expected = late[name] if name.startswith("body.0.") else x
+        torch.testing.assert_close(model.state_dict()[name], expected, rtol=0, atol=1e-12)
+
+
+def test_optimizers_with_an_average_of_their_own_are_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        build("mlp"), tmp_path, optim="schedule_free_sgd", weight_average="ema:0.9"
+    )
+    with pytest.raises(ValueError, match="got SGDScheduleFree, which evaluates an average of its"):
+        trainer.train()
+
+
+def test_pushing_the_weights_of_checkpoints_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(build("mlp"), tmp_path, weight_average="ema:0.9")
+    trainer.args.push_to_hub = True  # without a Hub, of which none is needed for the refusal
+    with pytest.raises(ValueError, match="got `hub_strategy=every_save`, which pushes the weights"):
+        trainer.train()
+
+
+def test_an_average_that_never_begins_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stops(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 4
+
+    trainer = make_trainer(build("mlp"), tmp_path, weight_average="swa:0.5")
+    trainer.add_callback(Stops())
+    trainer.train()
+    assert "`weight_average=swa:0.5` begins after 10 steps, got 4" in caplog.text
+
+
+def test_what_callbacks_make_of_the_weights_counts(tmp_path: Path) -> None:
+    class Clamps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            with torch.no_grad():
+                for param in trainer.model.parameters():
+                    param.clamp_(-0.1, 0.1)
+
+    trainer = make_trainer(build("mlp"), tmp_path, weight_average="ema:0.9")
+    trainer.add_callback(Clamps())
+    trainer.train()
+    assert oracles.flat_weights(trainer.model).abs().max() <= 0.1 + 1e-12
+
+
+def test_parameters_outside_the_model_are_averaged(tmp_path: Path) -> None:
+    class Shifted(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            return (1.0 + self.shift).square() * super().compute_loss(
+                model, inputs, *args, **kwargs
+            )
+
+        def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+            super().create_optimizer(*args).add_param_group({"params": [self.shift]})
+            return self.optimizer
+
+    model, shifts = build("mlp"), []
+    Shifted.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    trainer = make_trainer(model, tmp_path, trainer=Shifted, weight_average="ema:0.9", rho=0.0)
+
+    class Notes(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            shifts.append({"shift": trainer.shift.detach().clone()})
+
+    trainer.add_callback(Notes())
+    trainer.train()
+    assert_close({"shift": trainer.shift.detach()}, averaged(shifts, "ema:0.9", 20))
