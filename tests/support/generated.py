@@ -155,6 +155,22 @@ def fidelity_table() -> str:
     return "\n".join([*lines, "", f"`python benchmarks/fidelity.py`, {facts['date']}, {versions}."])
 
 
+def direction_table() -> str:
+    facts = json.loads((ROOT / "benchmarks" / "direction.json").read_text())
+    names = list(facts["rows"][0]["mean"])
+    lines = [
+        f"| network | moment | {' | '.join(names)} |",
+        "|---" * (2 + len(names)) + "|",
+    ]
+    for row in facts["rows"]:
+        cells = [f"{row['mean'][name]:.2f} ± {row['sd'][name]:.2f}" for name in names]
+        lines.append(f"| {row['network']} | {row['moment']} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return "\n".join(
+        [*lines, "", f"`python benchmarks/direction.py`, {facts['date']}, {versions}."]
+    )
+
+
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 GENERATED: dict[Path, dict[str, Callable[[], str]]] = {
     README: {"results": headline_table, "cost": cost_sentence},
@@ -164,7 +180,7 @@ GENERATED: dict[Path, dict[str, Callable[[], str]]] = {
         "compare": partial(parser_table, command_line_parser),
         "report": partial(parser_table, report_parser),
     },
-    DOCS / "methods.md": {"clean pass": clean_pass_table}
+    DOCS / "methods.md": {"clean pass": clean_pass_table, "direction": direction_table}
     | {name: partial(gains_table, name) for name in (FRONTIER, CLEAN)},
     DOCS / "hardware.md": {"step cost": cost_table, "fidelity": fidelity_table},
     DOCS / "results.md": {"overview": overview_text, "summary": summary_table}
