@@ -68,6 +68,13 @@ class Stage(ABC):
         """
 
 
+def _move(moves: list[tuple[Fragment, Tensor]]) -> None:
+    """Write w + epsilon, and keep no epsilon: in stages 1 and 2 each is a view of all of them."""
+    while moves:
+        fragment, epsilon = moves.pop()
+        fragment.in_pass.copy_(fragment.weight + epsilon)
+
+
 class Stages12(Stage):
     """Each rank steps a partition of the float32 weights, and all ranks hold the whole model.
 
@@ -139,10 +146,8 @@ class Stages12(Stage):
         """Have all ranks pass at w + epsilon, also after the block: the step comes next."""
         self._is_moved = True
         with torch.no_grad():
-            for fragment, epsilon in moves:
-                fragment.in_pass.copy_(fragment.weight + epsilon)
+            _move(moves)
             self._gather()
-        moves.clear()
         yield
 
     def put_back(self, *, stepped: bool = False) -> None:
@@ -237,19 +242,16 @@ class Stage3(Stage):
 
     @contextmanager
     def moved(self, moves: list[tuple[Fragment, Tensor]]) -> Iterator[None]:
-        """Have all ranks pass at w + epsilon. Memory: a copy of this rank's weights in a pass."""
-        parts = [fragment.in_pass for fragment, _ in moves]
-        kept = [part.clone() for part in parts]
+        """Have all ranks pass at w + epsilon, and at w again, rounded anew as the step does it."""
+        fragments = [fragment for fragment, _ in moves]
         try:
             with torch.no_grad(), self._written():
-                for fragment, epsilon in moves:
-                    fragment.in_pass.copy_(fragment.weight + epsilon)
-                moves.clear()
+                _move(moves)
             yield
         finally:
             with torch.no_grad(), self._written():
-                for part, before in zip(parts, kept, strict=True):
-                    part.copy_(before)
+                for fragment in fragments:
+                    fragment.in_pass.copy_(fragment.weight)
 
     def put_back(self, *, stepped: bool = False) -> None:
         """Do nothing: w comes back at the end of the block."""

@@ -16,6 +16,7 @@ import pytest
 import ranks
 import timm
 import torch
+from deepspeed_checkpointing import KINDS
 from deepspeed_runs import STAGES
 from places import ROOT, SUPPORT
 from transformers import AutoModelForImageClassification
@@ -115,6 +116,32 @@ def test_what_is_communicated(stage: int, reports: Reports) -> None:
         assert gathered <= steps * 6 * padded * (1 if stage < 3 else 2)
         micro_batches = 1 if stage == 1 else 2
         assert reduced <= steps * micro_batches * 6 * padded + 100
+
+
+@ON_EACH_STAGE
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+def test_memory_is_that_of_the_plain_trainer(dtype: str, stage: int, reports: Reports) -> None:
+    """In bytes for each parameter; a rank's part of gradient or weights would be 1 or 2."""
+    for extra in reports[f"memory, {dtype}, {stage}"]:
+        assert abs(extra["between steps"]) < 0.01
+        assert abs(extra["at the peak"]) < 0.3  # a layer, which gloo's threads may hold longer
+
+
+def test_memory_of_a_clean_gradient_that_is_kept(reports: Reports) -> None:
+    """GSAM's descent needs it: this rank's half, in float32."""
+    for extra in reports["memory, gsam, 2"]:
+        assert abs(extra["between steps"]) < 0.01
+        assert abs(extra["at the peak"] - 2) < 0.3
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_own_activation_checkpointing(kind: str, stage: int, reports: Reports) -> None:
+    """Under dropout; each of the two blocks is computed twice as often."""
+    for found in reports[f"checkpointed {kind}, {stage}"]:
+        assert found["error"] < 1e-6  # sums in another order, in float32
+        passes = 4 * 2 * 2  # steps, micro-batches, of SAM
+        assert found["calls"] == [[passes, passes], [2 * passes, 2 * passes]]
 
 
 def test_what_cannot_be_had_is_refused(reports: Reports) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from deepspeed_checkpointing import KINDS, checkpointed_differs
 from deepspeed_cpu import config
 from deepspeed_faults import left_by_exception, left_by_overflow
+from deepspeed_memory import ZERO, extra_memory
 from deepspeed_runs import (
     AUTOCAST,
     STAGES,
@@ -25,8 +27,9 @@ from deepspeed_runs import (
 
 def checks(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """All of them, each on every stage that it is about."""
-    for name, check in _checks(folder):
-        yield name, lambda c=check: under_deepspeed(c)
+    for some in (_checks, _checks_of_memory, _checks_of_checkpointing):
+        for name, check in some(folder):
+            yield name, lambda c=check: under_deepspeed(c)
 
 
 def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -89,3 +92,29 @@ def _checks(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "refused: average", lambda: refusal(folder / "refused", config(2), **average)
     bf16 = config(0, bf16={"enabled": True})
     yield "refused: stage 0 in bf16", lambda: refusal(folder / "refused", bf16, bf16=True)
+
+
+def _checks_of_memory(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    bf16 = {"bf16": True, "allow_rounded_perturbation": True}
+    for stage in STAGES:
+        for name, changes, settings in (
+            ("float32", {}, {}),
+            ("bf16", {"bf16": {"enabled": True}}, bf16),
+            ("gsam", {}, {"method": "gsam"}),
+        ):
+            if name != "gsam" or stage == 2:
+                engine = config(stage, zero=ZERO, **changes)
+                yield (
+                    f"memory, {name}, {stage}",
+                    lambda e=engine, s=settings: extra_memory(folder / "memory", e, **s),
+                )
+
+
+def _checks_of_checkpointing(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    for stage in (2, 3):
+        engine = config(stage)
+        for kind in KINDS:
+            yield (
+                f"checkpointed {kind}, {stage}",
+                lambda e=engine, k=kind: checkpointed_differs(folder / "ck", e, k),
+            )
