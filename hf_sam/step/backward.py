@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-# Functions written in Python that hide nothing: of FSDP2, and of torch.compile.
-OPEN = ("RegisterPostBackwardFunctionBackward", "CompiledFunctionBackward")
+# Functions written in Python that hide nothing: of DDP, of FSDP2, and of torch.compile.
+OPEN = ("_DDPSinkBackward", "RegisterPostBackwardFunctionBackward", "CompiledFunctionBackward")
 
 
 @contextmanager

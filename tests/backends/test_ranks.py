@@ -57,6 +57,10 @@ def test_clean_passes_leave_out_what_ddp_does_not_wait_for(scope: str, reports: 
     assert reports[f"whole, {scope}"] == [expected, expected]
 
 
+def test_what_only_some_micro_batches_use_may_stay_where_it_is(reports: Reports) -> None:
+    assert all(0.5 < loss < 2.0 for loss in reports["unused"])
+
+
 @pytest.mark.parametrize("scope", ["micro_batch", "rank"])
 @pytest.mark.parametrize("name", ["mlp", "dropout", "sometimes_used"])
 def test_ranks_average_the_equations(name: str, scope: str, reports: Reports) -> None:

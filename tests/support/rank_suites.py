@@ -60,6 +60,7 @@ def behaviour_checks(folder: Path) -> Checks:
             f"whole, {scope}",
             lambda s=scope: whole_backward.differences_under_ddp(folder / "whole", s),
         )
+    yield "unused", lambda: whole_backward.loss_with_unused_parameters(folder / "unused")
     for name in ("mlp", "dropout", "sometimes_used"):
         for scope in ("micro_batch", "rank"):
             yield (

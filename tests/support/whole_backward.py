@@ -74,6 +74,14 @@ def differences_under_ddp(folder: Path, scope: str) -> list[str]:
     return differences(make)
 
 
+def loss_with_unused_parameters(folder: Path) -> float:
+    """DDP in global scope, where a parameter that is not perturbed is in the first pass only."""
+    settings = {"ddp_find_unused_parameters": True, "gradient_accumulation_steps": 2}
+    kind = {"perturb": "body.1", "ascent_scope": "global", "rho": 0.5}
+    trainer = make_trainer(build("sometimes_used"), folder, **kind, **settings)
+    return float(trainer.train().training_loss)
+
+
 def differences_under_fsdp2(folder: Path) -> list[str]:
     return differences(lambda: trainer_of(folder, odd_model(), perturb="body.3", rho=0.5))
 
