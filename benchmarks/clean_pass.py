@@ -7,18 +7,12 @@ whole clean pass is taken within each round, as these machines are noisy.
 python benchmarks/clean_pass.py --rounds 20 --output benchmarks/clean_pass.json   (five minutes)
 """
 
-import argparse
-import json
-import platform
-import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from contenders import RHO, Step, Workload, trainer_of, workload
-from step_cost import times_of
+from step_cost import main, times_of
 
 from hf_sam import SAMTrainer
 from hf_sam.step.window import MicroBatch
@@ -91,25 +85,5 @@ def head() -> str:
     return f"| model | {' | '.join(columns())} |\n" + "|---" * (1 + len(columns())) + "|"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="measured rounds for each model")
-    parser.add_argument("--tiny", action="store_true", help="see that all runs, on tiny models")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if on_gpu else platform.machine()
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(head())
-    results = []
-    for model in TINY_MODELS if options.tiny else GPU_MODELS if on_gpu else MODELS:
-        results.append(measure(*model, rounds=options.rounds))
-        print(row(results[-1]), flush=True)
-    if options.output:
-        facts = {"device": device, "threads": torch.get_num_threads(), "torch": version("torch")}
-        facts |= {"date": time.strftime("%Y-%m-%d"), "results": results}
-        options.output.write_text(json.dumps(facts, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, head(), (TINY_MODELS, GPU_MODELS, MODELS), measure, row)

@@ -12,6 +12,7 @@ import json
 import platform
 import time
 import weakref
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from hf_sam import SAMTrainer
 MODELS = [("mobilenetv2_035", 144, 64), ("vit_tiny_patch16_224", 224, 8), ("tiny tensors", 0, 16)]
 GPU_MODELS = [("vit_base_patch16_224", 224, 64), ("efficientnet_b0", 224, 128), MODELS[2]]
 TINY_MODELS = [("test_vit", 160, 2), ("test_efficientnet", 64, 2), MODELS[2]]  # that all runs
+Models = list[tuple[str, int, int]]
 # What is aimed at; memory in copies of the trainable parameters, synchronisations in one step.
 BARS = {"over two passes": 1.01, "tiny tensors": 1.03, "memory": 1.0, "synchronisations": 0}
 PEERS = ("loop as davda54/sam", "pytorch_optimizer")
@@ -187,8 +189,23 @@ HEAD = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(
+    doc: str = __doc__,
+    head: str = HEAD,
+    models: tuple[Models, Models, Models] = (TINY_MODELS, GPU_MODELS, MODELS),
+    measure: Callable[..., dict[str, Any]] = measure,
+    row: Callable[[dict[str, Any]], str] = row,
+) -> None:
+    """Measure networks, one after the other, print a table and write the figures.
+
+    Args:
+        doc: What the command does.
+        head: Of the table, in Markdown.
+        models: To see that all runs, for a GPU, for a CPU.
+        measure: Measures one of them.
+        row: Its line of the table.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30, help="measured rounds for each model")
     parser.add_argument("--tiny", action="store_true", help="see that all runs, on tiny models")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
@@ -196,9 +213,9 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else platform.machine()
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(HEAD)
+    print(head)
     results = []
-    for model in TINY_MODELS if options.tiny else GPU_MODELS if on_gpu else MODELS:
+    for model in models[0 if options.tiny else 1 if on_gpu else 2]:
         results.append(measure(*model, rounds=options.rounds))
         print(row(results[-1]), flush=True)
     if options.output:

@@ -34,8 +34,8 @@ class Watch:
         """
         self._is_close, self._is_twice = True, is_twice
         self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
-        self._watched: dict[str, Tensor] = {}  # those of the parts that `_plain` is of
-        self._plain: list[tuple[str, Tensor, bool]] = []  # what can be marked, if it has a pointer
+        self._watched: dict[str, Tensor] = {}  # those of the parts that `_marked` is of
+        self._marked: list[tuple[str, Tensor, bool]] = []  # what can be marked, if it has a pointer
 
     @contextmanager
     def of_pass(self, parts: Parts, counted_once: Iterable[str]) -> Iterator[None]:
@@ -77,10 +77,10 @@ class Watch:
         held = parts.engine.held
         if self._is_close or self._watched is not parts.watched:
             self._watched = parts.watched
-            self._plain = [
+            self._marked = [
                 (n, p, _is_plain(held(p))) for n, p in parts.watched.items() if _has_mark(p)
             ]
-        owns = [(name, held(param), has_pointer) for name, param, has_pointer in self._plain]
+        owns = [(name, held(param), has_pointer) for name, param, has_pointer in self._marked]
         marks: Marks = {n: (own._version, own.data_ptr() if has else 0) for n, own, has in owns}
         if self._is_close:
             marks = {name: (*marks[name], _numbers(own)) for name, own, _ in owns}
