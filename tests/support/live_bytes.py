@@ -19,7 +19,6 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
         self._storages: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -27,7 +26,6 @@ class LiveBytes(TorchDispatchMode):
             return NotImplemented  # comes again with the parts
         out = func(*args, **(kwargs or {}))
         self.follow((args, kwargs, out))
-        self.peak = max(self.peak, self.live())
         return out
 
     def follow(self, tree: Any) -> None:
