@@ -27,7 +27,7 @@ demo: $(STAMP) ## fine-tune a timm network on scanned digits with SAM, about a m
 	rm -rf runs/demo
 	$(PYTHON) recipes/finetune.py --output_dir runs/demo --num_train_epochs 6 --learning_rate 0.05
 
-test: $(STAMP) ## run every test but those marked gpu, slow or external: a quarter of an hour
+test: $(STAMP) ## run every test but those marked gpu, slow or external: ten minutes on two cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 matrix: $(STAMP) ## train every combination beside the reference and write docs/compatibility.md

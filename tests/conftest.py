@@ -6,8 +6,8 @@ import offline  # noqa: F401  # before anything imports huggingface_hub
 import steady
 
 
-def pytest_collection_finish() -> None:
-    """Keep what was imported out of the garbage collections."""
+def pytest_runtest_setup() -> None:
+    """Keep what was imported, by earlier tests too, out of the garbage collections."""
     steady.keep_imports()
 
 

@@ -9,10 +9,10 @@ from hf_sam.vision import ModelSource, load_classifier
 
 SMALL = ["--examples", "16", "--batch_size", "8", "--max_eval_samples", "20", "--points", "3"]
 SMALL += ["--trace_probes", "3", "--density_steps", "4", "--directions", "2", "--steps", "1"]
-SMALL += ["--m", "4", "8", "--top_k", "5"]
+SMALL += ["--m", "4", "8", "--top_k", "2"]
 
 
-def save(folder: Path, *, seed: int, model: str = "test_resnet", classes: int = 10) -> Path:
+def save(folder: Path, *, seed: int, model: str = "test_efficientnet", classes: int = 10) -> Path:
     torch.manual_seed(seed)
     source = ModelSource(model, init_scratch=True, image_size=32)
     load_classifier(source, [str(i) for i in range(classes)]).model.save_pretrained(folder)

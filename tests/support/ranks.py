@@ -112,10 +112,10 @@ def work(suite: str, folder: Path, arguments: list[str]) -> None:
     import steady
     import torch.distributed as dist
 
-    steady.keep_imports()
     rank = int(os.environ["RANK"])
     with (folder / f"rank{rank}.jsonl").open("w") as report:
         for name, check in rank_suites.SUITES[suite](folder, *arguments):
+            steady.keep_imports()
             try:
                 result = check()
             except Exception as error:  # the other ranks fail too, or are ended when they only wait

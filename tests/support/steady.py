@@ -7,13 +7,19 @@ training begins with a garbage collection, which would go through all that was i
 import functools
 import gc
 import importlib.metadata
+import sys
 
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+kept = 0  # modules
 
 
 def keep_imports() -> None:
-    """Spare the garbage collection the objects of all that has been imported."""
-    gc.freeze()
+    """Spare the garbage collection all that was imported since the last call."""
+    global kept
+    if len(sys.modules) > kept + 20:
+        gc.collect()
+        gc.freeze()
+        kept = len(sys.modules)
 
 
 def import_all() -> None:
