@@ -20,7 +20,7 @@ from .replay import is_generator
 
 logger = logging.get_logger(__name__)
 DEPTH = 3  # levels of nested containers that are compared
-Marks = dict[str, tuple[Any, ...]]  # by parameter name: what changes when it is written to
+Marks = list[list[Any]]  # names of parameters, and what changes when one is written to
 
 
 class Watch:
@@ -35,7 +35,8 @@ class Watch:
         self._is_close, self._is_twice = True, is_twice
         self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
         self._watched: dict[str, Tensor] = {}  # those of the parts that `_marked` is of
-        self._marked: list[tuple[str, Tensor, bool]] = []  # what can be marked, if it has a pointer
+        self._names: list[str] = []  # of what can be marked
+        self._marked: list[tuple[Tensor, bool]] = []  # aligned, each with whether it has a pointer
 
     @contextmanager
     def of_pass(self, parts: Parts, counted_once: Iterable[str]) -> Iterator[None]:
@@ -48,14 +49,13 @@ class Watch:
         Raises:
             ValueError: Naming a parameter that the pass has changed.
         """
-        parameters = self._marks(parts)
+        before = self._marks(parts)
         counted = frozenset(counted_once)
         is_state_seen = self._is_close and self._is_twice
         state = _state(parts.holders, counted) if is_state_seen else {}
         yield
         after = self._marks(parts)
-        changed = [name for name, mark in parameters.items() if after.get(name, mark) != mark]
-        if changed:
+        if before != after and (changed := _changed(before, after)):
             raise ValueError(
                 f"a pass must change no parameter, got one that changed `{changed[0]}`: under SAM "
                 "that would count twice, or be lost. Let an optimizer of its own step in a "
@@ -69,7 +69,7 @@ class Watch:
             }
 
     def _marks(self, parts: Parts) -> Marks:
-        """Return values that change when a parameter is written to.
+        """Return aligned lists: the names, and values that change when a parameter is written to.
 
         A write through `param.data` does not increase the version counter, so the thorough check
         adds its norm. The quick one runs over all parameters four times a step.
@@ -77,14 +77,14 @@ class Watch:
         held = parts.engine.held
         if self._is_close or self._watched is not parts.watched:
             self._watched = parts.watched
-            self._marked = [
-                (n, p, _is_plain(held(p))) for n, p in parts.watched.items() if _has_mark(p)
-            ]
-        owns = [(name, held(param), has_pointer) for name, param, has_pointer in self._marked]
-        marks: Marks = {n: (own._version, own.data_ptr() if has else 0) for n, own, has in owns}
-        if self._is_close:
-            marks = {name: (*marks[name], _numbers(own)) for name, own, _ in owns}
-        return marks
+            found = {name: param for name, param in parts.watched.items() if _has_mark(param)}
+            self._names = list(found)
+            self._marked = [(param, _is_plain(held(param))) for param in found.values()]
+        owns = [(held(param), has_pointer) for param, has_pointer in self._marked]
+        versions = [own._version for own, _ in owns]
+        pointers = [own.data_ptr() if has_pointer else 0 for own, has_pointer in owns]
+        numbers = [_numbers(own) for own, _ in owns] if self._is_close else versions
+        return [self._names, versions, pointers, numbers]
 
     def end_step(self) -> bool:
         """Warn of what the first optimizer step's passes changed; return whether this was it."""
@@ -98,6 +98,12 @@ class Watch:
                 f"`counted_once = (*SAMTrainer.counted_once, {names})` in the trainer's class."
             )
         return was_close
+
+
+def _changed(before: Marks, after: Marks) -> list[str]:
+    """Name the parameters that have other marks; one may have got its first ones meanwhile."""
+    marks = {name: mark for name, *mark in zip(*after, strict=True)}
+    return [n for n, *mark in zip(*before, strict=True) if marks.get(n, mark) != mark]
 
 
 def _has_mark(param: Tensor) -> bool:
