@@ -87,6 +87,16 @@ def test_headings_of_a_page_differ(path: Path) -> None:
     assert len(titles) == len({title.lower() for title in titles})
 
 
+@every_document
+def test_every_row_is_in_a_table(path: Path) -> None:
+    """Rows of as many cells, below a head; a row apart would be shown as text."""
+    text = re.sub(r"\\\|", "", FENCE.sub("", path.read_text()))
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        head, line, *rows = table.splitlines()
+        assert re.fullmatch(r"\|(?: ?-+ ?\|)+", line), table
+        assert {row.count("|") for row in rows} == {head.count("|")}, table
+
+
 def test_every_page_is_in_the_sites_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     pages = re.findall(r": (\w+\.md)$", text, flags=re.MULTILINE)
