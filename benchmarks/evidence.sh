@@ -11,7 +11,7 @@
 #   bash benchmarks/evidence.sh record cub200_first50-sgd    keep what an interrupted one has finished
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Large tensors are kept between steps instead of given back to the system: docs/results.md.
+# Large tensors are kept between steps instead of given back to the system: docs/hardware.md.
 export MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184
 export MALLOC_TOP_PAD_=268435456
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -57,8 +57,8 @@ class SAMArguments:
             "help": "Which examples share one perturbation (m of m-sharpness): micro_batch (one "
             "device's micro-batch, as in the paper), rank (all micro-batches of one device in an "
             "optimizer step) or global (the effective batch of all devices, which costs one more "
-            "gradient reduction a step). Unset means micro_batch, but global under FSDP2 and for "
-            "methods that use the gradient of the effective batch."
+            "gradient reduction a step). Unset means micro_batch, but global under FSDP2 and "
+            "DeepSpeed, and for methods that use the gradient of the effective batch."
         },
     )
     ascent_interval: int = field(
@@ -99,7 +99,7 @@ class SAMArguments:
             "help": "Which trainable parameters are perturbed: all; norm, those of normalisation "
             "layers only (SAM-ON, with a rho about ten times larger); last:0.33, the last third of "
             "the blocks and what comes after them; or names of modules, separated by commas. All "
-            "parameters are trained, and the clean pass computes the gradients of these only."
+            "parameters are trained; the clean pass computes gradients of the perturbed ones only."
         },
     )
     method: str = field(

@@ -31,7 +31,7 @@ from ..finetuning.image_errors import ErrorsOfRun
 from ..finetuning.record import command_of
 from ..reporting.model_card import METRICS, RunRecord
 from .cards import write_comparison_card
-from .choosing import require_split_for_choosing
+from .choosing import require_images_to_measure_on, require_split_for_choosing
 from .comparison import METRIC, Comparison, Result, Trial, comparison_table, held_out_error
 from .plan import Arm, Plan, parse_plan
 from .plots import plot_comparison
@@ -77,6 +77,8 @@ def compare(plan: Plan, command: str) -> Comparison:
         require_split_for_choosing(plan.sweep_split, plan.parsed({})[0])
     progress = Progress(plan)
     progress.require_own_folders()
+    if not all(progress.has_ended(*progress.trial_run(*run)) for run in plan.sweep):
+        require_images_to_measure_on(plan.parsed({})[0])
     for _ in progress.finish([progress.trial_run(*run) for run in plan.sweep]):
         pass
     trials = [progress.trial(*run) for run in plan.sweep]

@@ -117,8 +117,9 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     for name in OF_THE_PLAN:
         value = getattr(data if name == "holdout" else args, name)
         if value != (SAMConfig.seed if name == "seed" else None) and value is not False:
+            remedy = "pass `--eval_share`" if name == "holdout" else "leave it out"
             raise ValueError(
-                f"`{name}` is set by the plan, for each run: leave it out, of the `--config` too."
+                f"`{name}` is set by the plan, for each run: {remedy}, in the `--config` too."
             )
     if min(args.num_train_epochs, abs(args.max_steps)) <= 0:
         raise ValueError(f"`num_train_epochs` must be > 0, got {args.num_train_epochs}.")

@@ -204,7 +204,7 @@ def command_line(program: str = PROGRAM) -> ArgumentParser:
     add("--eval_split", help="split whose error is measured; unset: test or validation")
     add("--image_column", help="column of the images")
     add("--label_column", help="column of the labels")
-    add("--max_train_samples", type=int, help="as for hf-sam finetune, to use the same sample")
+    add("--max_train_samples", type=int, help="as given to hf-sam finetune, for the same sample")
     add("--examples", type=int, default=128, help="images whose loss is measured, drawn at random")
     add("--max_eval_samples", type=int, default=2000, help="images for the error, at most")
     add("--batch_size", type=int, default=32, help="images at a time: fewer take less memory")
@@ -222,11 +222,11 @@ def command_line(program: str = PROGRAM) -> ArgumentParser:
         default=plan.density_probes,
         help="for the spectrum; 0: no spectrum",
     )
-    add("--density_steps", type=int, default=plan.density_steps, help="Lanczos steps of each")
-    add("--points", type=int, default=plan.points, help="a side of the landscape; 0: none")
-    add("--span", type=float, default=plan.span, help="how far the landscape reaches")
-    add("--seed", type=int, default=plan.seed, help="of the images and all random directions")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to compute on")
+    add("--density_steps", type=int, default=plan.density_steps, help="Lanczos steps of a probe")
+    add("--points", type=int, default=plan.points, help="grid points a side; 0: no landscape")
+    add("--span", type=float, default=plan.span, help="distance covered, in norms of each filter")
+    add("--seed", type=int, default=plan.seed, help="of the image sample and all random directions")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
     add("--card", action="store_true", help="add a section to the README.md beside each model")
     return parser
 

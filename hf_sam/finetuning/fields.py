@@ -37,13 +37,17 @@ class DataOptions:
     )
     data_dir: str | None = option(
         "Read parquet files (train.parquet, ...) or an image folder (train/<class>/<image>) from "
-        "here instead of the Hub. With --holdout, <class>/<image> will do."
+        "here instead of the Hub. With --eval_share, <class>/<image> will do."
     )
     train_split: str | None = option(
         "Split to train on; join several as train+validation. In --data_dir, it may be any folder "
         "that holds the folders of the classes."
     )
     eval_split: str | None = option("Split to measure on; written as --train_split.")
+    eval_share: float | None = option(
+        "Split off this fraction of the training images to measure on, for data without an "
+        "evaluation split. It is the same images with every seed."
+    )
     image_column: str | None = option("Column of the images.")
     label_column: str | None = option("Column of the labels: class labels, strings or integers.")
     max_train_samples: int | None = option("Train on a random sample of this many images.")
@@ -93,8 +97,8 @@ class DataOptions:
         "Fraction of the training images that get a wrong label, drawn uniformly by --seed.", 0.0
     )
     holdout: float | None = option(
-        "Measure on this fraction of the training images, held out of training by --seed, instead "
-        "of the evaluation split: for choosing settings. The paper holds out 0.1. With "
+        "For choosing settings: measure on this fraction of the training images, held out of "
+        "training by --seed, instead of the evaluation split. The paper holds out 0.1. With "
         "--label_noise its labels are noisy too, as those of a user's own held-out images would be."
     )
     cache_images: bool = option(
@@ -134,8 +138,11 @@ class DataOptions:
             raise ValueError(f"`mixup` must be >= 0, got {self.mixup}: 0 is off, 0.2 usual.")
         if not 0 <= self.label_noise <= 1:
             raise ValueError(f"`label_noise` must be in [0, 1], got {self.label_noise}.")
-        if self.holdout is not None and not 0 < self.holdout < 1:
-            raise ValueError(f"`holdout` must be a share, 0 < holdout < 1, got {self.holdout}.")
+        for name in ("eval_share", "holdout"):
+            if (value := getattr(self, name)) is not None and not 0 < value < 1:
+                raise ValueError(f"`{name}` must be a share, 0 < {name} < 1, got {value}.")
+        if self.eval_share is not None and self.eval_split is not None:
+            raise ValueError("`eval_share` and `eval_split` exclude each other: leave one out.")
         for name in ("crop_padding", "cutout"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {value}: leave it out for none.")

@@ -51,7 +51,8 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     _compare_sizes(found, task, local=options.data_dir is not None)
     train_split, eval_split = _names(found, options, task)
     train = select_split(found, train_split)
-    evaluation = train if options.holdout is not None else select_split(found, eval_split)
+    is_of_train = options.holdout is not None or options.eval_share is not None
+    evaluation = train if is_of_train else select_split(found, eval_split)
     image_column, label_column = (
         find_column(evaluation, find_column(train, column, kind=kind), kind=kind)
         for kind, column in (("image", task.image_column), ("label", task.label_column))
@@ -68,15 +69,17 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     train, evaluation = splits.train, splits.eval
     if options.skip_bad_images:
         train = _without_bad_images(train, train_split, options)
-        if options.holdout is None:
+        if not is_of_train:
             evaluation = _without_bad_images(evaluation, eval_split, options)
+    if options.eval_share is not None:
+        train, evaluation = _split_off(train, "eval_share", options, seed=0)
     train = _sample(train, options.max_train_samples, seed)
     if options.label_noise:
         train = with_label_noise(
             train, options.label_noise, classes=len(splits.label_names), seed=seed
         )
     if options.holdout is not None:
-        train, evaluation = _hold_out(train, options.holdout, seed)
+        train, evaluation = _split_off(train, "holdout", options, seed=seed)
     return dataclasses.replace(
         splits,
         train=train,
@@ -110,15 +113,16 @@ def eval_split_of(task: Task, found: Container[str]) -> str:
 
 def _names(found: datasets.DatasetDict, options: DataOptions, task: Task) -> tuple[str, str]:
     """Return the names of the training and the evaluation split."""
-    if options.holdout is not None:
+    if options.holdout is not None or options.eval_share is not None:
         only = len(found) == 1 and options.train_split is None
         train_split = next(iter(found)) if only else task.train_split
-        return train_split, f"{train_split} (held out)"
+        how = "split off" if options.holdout is None else "held out"
+        return train_split, f"{train_split} ({how})"
     eval_split = eval_split_of(task, found)
     if common := set(task.train_split.split("+")) & set(eval_split.split("+")):
         logger.warning(
             f"the split {common.pop()} is both trained and measured on: the errors are no estimate "
-            "for new images; `--eval_split` names another, `--holdout 0.1` measures on a part"
+            "for new images; `--eval_split` names another, `--eval_share 0.1` splits a part off"
         )
     return task.train_split, eval_split
 
@@ -165,11 +169,12 @@ def _without_bad_images(
     return good
 
 
-def _hold_out(
-    rows: datasets.Dataset, share: float, seed: int
+def _split_off(
+    rows: datasets.Dataset, name: str, options: DataOptions, *, seed: int
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
+    share = getattr(options, name)
     if round(share * len(rows)) in (0, len(rows)):
-        raise ValueError(f"`holdout` {share} of {len(rows)} images must leave some in both parts.")
+        raise ValueError(f"`{name}` {share} of {len(rows)} images must leave some in both parts.")
     parts = rows.train_test_split(test_size=round(share * len(rows)), seed=seed)
     return parts["train"], parts["test"]
 

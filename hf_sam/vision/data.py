@@ -149,8 +149,8 @@ def select_split(splits: DatasetDict, name: str) -> datasets.Dataset:
     if missing:
         raise ValueError(
             f"split `{missing[0]}` is not in the data, which has: {', '.join(splits)}. "
-            "Pass `--train_split` and `--eval_split`, or measure on a part of the training images: "
-            "`--holdout 0.1`."
+            "Pass `--train_split` and `--eval_split`, or split off training images to measure on: "
+            "`--eval_share 0.1`."
         )
     parts = [splits[part] for part in names]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(_with_same_classes(parts))

@@ -67,6 +67,22 @@ def test_chosen_on_the_split_and_then_trained_on_it_too(chosen: Path) -> None:
     assert "tenth of the training images" not in card
 
 
+def test_data_without_an_evaluation_split(tmp_path: Path) -> None:
+    """Refused before the first trial; or a share of them is neither trained nor chosen on."""
+    data = write_parquet(tmp_path / "data", ("train",), count=20)
+    with pytest.raises(SystemExit, match="split `test` is not in the data.*`--eval_share 0.1`"):
+        compare.main(plan(data, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    compare.main(plan(data, tmp_path / "out", "--eval_share", "0.2"))
+    records = {path: RunRecord.read(path) for path in (tmp_path / "out").rglob("run.json")}
+    sizes = {
+        "sweep" in path.parts: (record.train_examples, record.eval_split, record.eval_examples)
+        for path, record in records.items()
+    }
+    assert sizes == {True: (14, "train (held out)", 2), False: (16, "train (split off)", 4)}
+    assert len(records) == 6
+
+
 SPLITS = [
     ("", {"train_split": "train", "eval_split": "validation"}, "train+validation"),
     ("--train_split validation+train", {"train_split": "train", "eval_split": "validation"},
@@ -100,6 +116,7 @@ REFUSED = [
     ("--sweep_split validation+test", "must not be the split that results are measured on"),
     ("--sweep_split validation --eval_split validation", "must not be the split that results"),
     ("--sweep_split train", "`sweep_split` must leave something to train on, got train"),
+    ("--sweep_split validation --eval_share 0.1", "`sweep_split` and `eval_share` exclude each"),
     ("--sweep_split validation --arm sam train_split=test", "`train_split` must be the same for"),
     ("--sweep_split validation --sweep train_split=a,b", "`train_split` must be the same for"),
 ]  # fmt: skip

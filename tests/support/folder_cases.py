@@ -108,7 +108,11 @@ CASES = {
     ),
     "train only": case(f"train/{EIGHT}", train=(12, 3), eval=(12, 3), options="--holdout 0.5"),
     "Testing only": case(f"Testing/{EIGHT}", train=(12, 3), eval=(12, 3), options="--holdout 0.5"),
-    "flat, not held out": case(CLASSES, said="split `test` is not in the data.*`--holdout 0.1`"),
+    "flat, not held out": case(CLASSES, said="split `test` is not in the data.*`--eval_share 0.1`"),
+    "flat, split off": case(EIGHT, train=(12, 3), eval=(12, 3), options="--eval_share 0.5"),
+    "split off and held out": case(
+        f"train/{EIGHT}", train=(6, 3), eval=(6, 3), options="--eval_share 0.5 --holdout 0.5"
+    ),
     "holdout leaves test alone": case(
         f"train/{EIGHT}",
         "test/fox/1.png:broken",

@@ -12,7 +12,13 @@ from PIL import Image
 
 from hf_sam.finetuning.loading import load_splits, task_of
 from hf_sam.finetuning.options import parse_options
-from hf_sam.vision import BadImageError, ImageDataset, build_transforms, with_label_noise
+from hf_sam.vision import (
+    BadImageError,
+    ImageDataset,
+    Splits,
+    build_transforms,
+    with_label_noise,
+)
 from hf_sam.vision.transforms import blank_square
 
 CONFIG = {
@@ -81,8 +87,31 @@ def test_held_out_images_have_their_share_of_noise(share: float, seed: int) -> N
         assert (given != true).mean() == pytest.approx(share, abs=spread)
 
 
-@pytest.mark.parametrize("options", ["--holdout 0.01", "--holdout 0.99"])
-def test_holdout_leaves_images_in_both_parts(options: str, tmp_path: Path) -> None:
+def test_what_is_split_off_is_the_same_with_every_seed_and_never_trained_on(tmp_path: Path) -> None:
+    """Whether its images are held out for choosing settings, sampled, or have wrong labels."""
+    words = ["--data_dir", str(write_parquet(tmp_path, count=24)), "--eval_share", "0.25"]
+
+    def splits(*more: str, seed: int) -> Splits:
+        options = parse_options([*words, *more])[0]
+        return load_splits(options, task_of(options), seed=seed)
+
+    measured = list(splits(seed=0).eval["index"])
+    assert len(measured) == 6
+    for seed in range(4):
+        noisy = splits("--label_noise", "0.5", "--max_train_samples", "9", seed=seed)
+        assert list(noisy.eval["index"]) == measured
+        assert list(noisy.eval["label"]) == [i % 3 for i in measured]
+        assert len(noisy.train) == 9
+        trial = splits("--holdout", "0.5", seed=seed)
+        parts = [*trial.train["index"], *trial.eval["index"]]
+        assert sorted([*parts, *measured]) == list(range(24))
+        assert not set(noisy.train["index"]) & set(measured)
+
+
+@pytest.mark.parametrize(
+    "options", ["--holdout 0.01", "--holdout 0.99", "--eval_share 0.01", "--eval_share 0.99"]
+)
+def test_shares_leave_images_in_both_parts(options: str, tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "data")
     words = [*TINY, "--data_dir", str(folder), "--output_dir", str(tmp_path / "out")]
     assert "must leave some in both parts" in message_of([*words, *options.split()])
@@ -212,6 +241,8 @@ REFUSED = [
     ("--m 4 --ascent_scope global", "`m` goes with `ascent_scope` micro_batch"),
     ("--label_noise 1.5", "`label_noise` must be in [0, 1]"),
     ("--holdout 1", "`holdout` must be a share"),
+    ("--eval_share 0", "`eval_share` must be a share"),
+    ("--eval_share 0.1 --eval_split test", "`eval_share` and `eval_split` exclude each other"),
     ("--cutout 0", "`cutout` must be >= 1"),
     ("--crop_padding 4 --crop_scale 0.5 1", "exclude each other"),
 ]
