@@ -22,8 +22,9 @@ Each arm is trained with every seed, from the same start, on the same images in 
   base_2x   the base optimizer at twice the epochs: as many gradient evaluations as SAM
   sam       SAM
 
-All other options are those of hf-sam finetune and hold for every arm. Finished runs are skipped,
-and an unfinished one goes on from its last checkpoint: type the same command again.
+All other options are those of hf-sam finetune and hold for every arm. Data without a split to
+measure on need --eval_share 0.1. Finished runs are skipped, and an unfinished one goes on from its
+last checkpoint: type the same command again.
 """
 # Options that the plan sets, or that are the same for all arms; prefixes of names.
 OF_THE_PLAN = ("seed", "data_seed", "holdout", "resume_from_checkpoint", "load_best_model_at_end")
@@ -194,7 +195,9 @@ def command_line_parser() -> ArgumentParser:
     parser.add_argument(
         "--arms", nargs="+", action="extend", metavar="NAME", help="Train only these arms."
     )
-    parser.add_argument("--output_dir", help="Folder for the runs and results.")
+    parser.add_argument(
+        "--output_dir", help="Folder for the runs and results. Unset, it is runs/compare-<data>."
+    )
     return parser
 
 

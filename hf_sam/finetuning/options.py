@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from .. import SAMConfig
+from .. import SAMArguments, SAMConfig
 from ..reporting.model_card import without_tokens
 from .arguments import arguments_of, config_named, recipe_of, without_rivals
 from .fields import BatchOptions, DataOptions, ModelOptions
@@ -40,6 +40,21 @@ DEFAULTS: dict[str, Any] = {
     "restore_callback_states_from_checkpoint": True,  # the stopwatch
     "dataloader_num_workers": 4 if torch.cuda.is_available() else 0,
     "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+# The help's parts, in this order; what is in none of them is the Trainer's.
+GENERAL = ("help", "config", "print_config", "output_dir", "resume_from_checkpoint")
+PARTS = {
+    "SAM": SAMArguments,
+    "images": DataOptions,
+    "network": ModelOptions,
+    "batches": BatchOptions,
+}
+# Help of the Trainer's options that mean more here.
+HELP = {
+    "output_dir": "Folder of the run. Unset, it is runs/<data>-<model>-rho<rho>.",
+    "resume_from_checkpoint": "Folder of a checkpoint to go on from, or last for the newest whole "
+    "one in --output_dir.",
 }
 
 
@@ -116,6 +131,7 @@ def _command_line_parser() -> HfArgumentParser:
     )
     parser.set_defaults(**DEFAULTS)
     _explain_negations(parser)
+    _sort_help(parser)
     return parser
 
 
@@ -125,6 +141,18 @@ def _explain_negations(parser: HfArgumentParser) -> None:
         if isinstance(action, _StoreFalseAction):
             action.help = f"Set --{action.dest} to false."
             action.default = SUPPRESS  # the default is that of --x
+
+
+def _sort_help(parser: HfArgumentParser) -> None:
+    """Show what is hf_sam's before the hundred options of the Trainer."""
+    part_of = {f.name: part for part, kind in PARTS.items() for f in dataclasses.fields(kind)}
+    rest = "training (transformers' TrainingArguments)"
+    groups = {title: parser.add_argument_group(title) for title in (*PARTS, rest)}
+    for action in list(parser._optionals._group_actions):
+        action.help = HELP.get(action.dest, action.help)
+        if action.dest not in GENERAL:
+            parser._optionals._group_actions.remove(action)
+            groups[part_of.get(action.dest, rest)]._group_actions.append(action)
 
 
 def _unknown(argument: str, names: set[str]) -> str:

@@ -108,8 +108,9 @@ def test_negations_say_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         finetune.main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--no_channels_last, --no-channels-last Set --channels_last to false. --" in shown
-    assert "--no-replay-rng Set --replay_rng to false. --" in shown
+    assert "--no_channels_last, --no-channels-last Set --channels_last to false. " in shown
+    assert "--no-replay-rng Set --replay_rng to false. " in shown
+    assert "to false. (default" not in shown
     assert parse_options([])[1].channels_last
     assert not parse_options(["--no_channels_last"])[1].channels_last
     assert parse_options([])[2].replay_rng

@@ -260,6 +260,12 @@ def test_every_option_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in TASKS)
+    order = ["--config", "\nSAM:", "--rho RHO", "\nimages:", "--data_dir", "\nnetwork:", "--model "]
+    order += ["\nbatches:", "--batch_size", "\ntraining", "--learning_rate"]
+    places = [shown.index(name) for name in order]
+    assert places == sorted(places)
+    starts = re.findall(r"^  (--\w+)", shown, flags=re.MULTILINE)
+    assert len(starts) == len(set(starts)) > 150
     from transformers import HfArgumentParser
 
     from hf_sam.finetuning.fields import DataOptions, ModelOptions
