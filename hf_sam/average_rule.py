@@ -1,4 +1,4 @@
-"""How `weight_average` is written, and which weights count how much."""
+"""Reads `weight_average`: which steps are averaged, and how much each counts."""
 
 import re
 from collections.abc import Callable

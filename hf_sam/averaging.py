@@ -1,4 +1,4 @@
-"""Where a Trainer's weights make way for their average: evaluations, saving, the end."""
+"""Puts the average of a Trainer's weights in their place: to evaluate, to save, at the end."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any

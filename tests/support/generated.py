@@ -118,7 +118,7 @@ def cost_table() -> str:
 def clean_pass_table() -> str:
     facts = json.loads((ROOT / "benchmarks" / "clean_pass.json").read_text())
     rows = map(clean_pass.row, facts["results"])
-    machine = f"{facts['threads']} threads, torch {facts['torch']}, {facts['date']}."
+    machine = f"{facts['threads']} thread(s), torch {facts['torch']}, {facts['date']}."
     return "\n".join([clean_pass.head(), *rows, "", machine])
 
 
