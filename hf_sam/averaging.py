@@ -1,6 +1,7 @@
 """Puts the average of a Trainer's weights in their place: to evaluate, to save, at the end."""
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainerCallback
@@ -11,7 +12,7 @@ from .average_rule import rule_of
 from .backends import engine_of
 from .config import SAMArguments
 from .step.checks import base_optimizer
-from .step.weight_average import WeightAverage
+from .step.weight_average import AVERAGE_FILE, WeightAverage
 
 if TYPE_CHECKING:
     from transformers import Trainer as AnyTrainer  # what the mixin is mixed into
@@ -34,21 +35,36 @@ class AverageMixin(AnyTrainer):
 
     _average: WeightAverage | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class in which the Trainer's methods would come before those of hf_sam."""
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if Trainer in order and order.index(Trainer) < order.index(AverageMixin):
+            mixin = next(b.__name__ for b in cls.__bases__ if issubclass(b, AverageMixin))
+            raise TypeError(
+                f"{mixin} must come before the Trainer, got {cls.__name__}, which would train "
+                f"without it: write `class {cls.__name__}({mixin}, ...)`."
+            )
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the other classes do, and forget the average, which the model then has."""
         try:
             return super().train(*args, **kwargs)
         finally:
+            if self._average is not None and self._average.count:
+                logger.warning(
+                    "Training has not ended: the model has the last weights, and not their average."
+                )
             self._forget_average()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as the other classes do, the average if there is one."""
-        with self._averaged():
+        with self._averaged(on_all_ranks=True):
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict as the other classes do, by the average if there is one."""
-        with self._averaged():
+        with self._averaged(on_all_ranks=True):
             return super().predict(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -58,6 +74,8 @@ class AverageMixin(AnyTrainer):
             super().save_model(output_dir, _internal_call)
         if is_checkpoint and self._average is not None:
             self._average.save(str(output_dir), writes=self.args.should_save)
+        elif is_checkpoint and self.args.should_save:
+            Path(str(output_dir), AVERAGE_FILE).unlink(missing_ok=True)  # of an earlier run
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
@@ -101,11 +119,19 @@ class AverageMixin(AnyTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        best = str(self.state.best_model_checkpoint)
         if self._average is not None:
-            self._average.load(str(self.state.best_model_checkpoint))
+            self._average.load(best)
+            if not self._average.count:
+                logger.warning(f"{best} has no average that counts: the model has its weights.")
+                self._average = None
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._average is None else self._average.applied()
+    def _averaged(self, *, on_all_ranks: bool = False) -> AbstractContextManager[None]:
+        if self._average is None:
+            return nullcontext()
+        if on_all_ranks:
+            self._average.agree()
+        return self._average.applied()
 
     def _forget_average(self) -> None:
         self._average = None
@@ -139,6 +165,7 @@ class AtTheEnd(TrainerCallback):
         """Overwrite the weights by their average; warn if no step has counted."""
         average, self._trainer._average = self._trainer._average, None
         if average is not None and average.count:
+            average.agree()
             average.put_in_place()
         elif average is not None:
             logger.warning(

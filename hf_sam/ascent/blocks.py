@@ -33,16 +33,17 @@ def last_blocks(model: nn.Module, share: float) -> set[nn.Parameter]:
 
 
 def blocks_of(model: nn.Module) -> list[str]:
-    """Name the blocks of a network: modules that follow each other, outermost ones only.
+    """Name the blocks of a network, in its modules' order; outermost ones only.
 
     Those are, by the first rule that finds any, what timm gives a learning rate of its own when
     rates fall layer by layer (`group_matcher`); what transformers checkpoints as one; what an
     `nn.Sequential` or `nn.ModuleList` lists: modules that have parts, or else single layers.
     """
     for rule in (_of_timm, _of_transformers, _of_lists, _layers_of_lists):
-        found = list(rule(model))
-        if found:
-            return [name for name in found if not any(_is_inside(name, other) for other in found)]
+        if found := set(rule(model)):
+            names = (name for name, _ in model.named_modules(remove_duplicate=False))
+            ordered = [name for name in names if name in found]
+            return [n for n in ordered if not any(_is_inside(n, other) for other in found)]
     return []
 
 

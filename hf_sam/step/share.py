@@ -1,9 +1,11 @@
 """The part of a micro-batch that the clean pass uses, by `ascent_fraction`."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Trainer
@@ -32,6 +34,11 @@ def share_of(trainer: Trainer, micro_batch: MicroBatch, schedule: AscentSchedule
     if schedule.fraction == 1:
         return micro_batch
     inputs, items = micro_batch.inputs, micro_batch.num_items_in_batch
+    if not isinstance(inputs, Mapping):
+        raise ValueError(
+            "`ascent_fraction` must find tensors by name, got inputs that are a "
+            f"{type(inputs).__name__}: {REMEDY}"
+        )
     first = first_examples(inputs, schedule.kept)
     if items is not None and isinstance(inputs.get("labels"), Tensor):
         of_all, of_first = count_items(trainer, inputs), count_items(trainer, first)
@@ -39,8 +46,8 @@ def share_of(trainer: Trainer, micro_batch: MicroBatch, schedule: AscentSchedule
     return replace(micro_batch, inputs=first, num_items_in_batch=items)
 
 
-def first_examples(inputs: Mapping[str, Any], kept: Callable[[int], int]) -> dict[str, Any]:
-    """Return the first examples of a batch: rows of its tensors, and entries of its lists.
+def first_examples(inputs: Mapping[str, Any], kept: Callable[[int], int]) -> Any:
+    """Return the first examples of a batch: rows of its tensors and arrays, entries of its lists.
 
     Examples whose labels are all -100 come last, as the loss over them alone may be 0 / 0. Tensors
     of one dimension and another length, and those of one row, are returned whole.
@@ -52,6 +59,9 @@ def first_examples(inputs: Mapping[str, Any], kept: Callable[[int], int]) -> dic
 
     Raises:
         ValueError: If no tensor gives the number of examples, or one has other rows.
+
+    Returns:
+        A mapping of the kind that `inputs` is.
     """
     tensors = [x for x in inputs.values() if isinstance(x, Tensor) and x.ndim]
     labels = inputs.get("labels")
@@ -69,15 +79,19 @@ def first_examples(inputs: Mapping[str, Any], kept: Callable[[int], int]) -> dic
             "A micro-batch of one row cannot be cut, and is passed over whole in both passes. If "
             f"`ascent_fraction` meets more of them: {REMEDY}"
         )
-        return dict(inputs)
+        return inputs
     _require_rows(inputs, size)
     rows = _first_rows(labels, kept(size))
-    return {name: _cut(x, rows) if _has_length(x, size) else x for name, x in inputs.items()}
+    first: Any = copy.copy(inputs)
+    for name, x in inputs.items():
+        if _has_length(x, size):
+            first[name] = _cut(x, rows)
+    return first
 
 
 def _require_rows(inputs: Mapping[str, Any], size: int) -> None:
     for name, x in inputs.items():
-        if isinstance(x, Tensor) and x.ndim > 1 and len(x) not in (1, size):
+        if isinstance(x, Tensor | np.ndarray) and x.ndim > 1 and len(x) not in (1, size):
             raise ValueError(
                 "`ascent_fraction` must find one row for each example in every tensor, got "
                 f"`{name}` of shape {tuple(x.shape)} beside {size} examples: {REMEDY}"
@@ -111,10 +125,13 @@ def _first_rows(labels: Any, kept: int) -> Tensor | slice:
 def _cut(x: Any, rows: Tensor | slice) -> Any:
     if isinstance(x, Tensor):
         return x[rows if isinstance(rows, slice) else rows.to(x.device)]
+    if isinstance(x, np.ndarray):
+        return x[rows if isinstance(rows, slice) else rows.cpu().numpy()]
     kind = list if isinstance(x, list) else tuple
     return x[rows] if isinstance(rows, slice) else kind(x[i] for i in rows.tolist())
 
 
 def _has_length(x: Any, size: int) -> bool:
-    is_row_wise = isinstance(x, list | tuple) or (isinstance(x, Tensor) and x.ndim > 0)
+    is_array = isinstance(x, Tensor | np.ndarray)
+    is_row_wise = isinstance(x, list | tuple) or (is_array and x.ndim > 0)
     return is_row_wise and len(x) == size

@@ -34,6 +34,7 @@ class Watch:
         """
         self._is_close, self._is_twice = True, is_twice
         self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
+        self._moved: set[str] = set()  # parameters that passes write to or move, as they are
         self._watched: dict[str, Tensor] = {}  # those of the parts that `_marked` is of
         self._names: list[str] = []  # of what can be marked
         self._marked: list[tuple[Tensor, bool]] = []  # aligned, each with whether it has a pointer
@@ -55,7 +56,7 @@ class Watch:
         state = _state(parts.holders, counted) if is_state_seen else {}
         yield
         after = self._marks(parts)
-        if before != after and (changed := _changed(before, after)):
+        if before != after and (changed := self._changed_in(before, after)):
             raise ValueError(
                 f"a pass must change no parameter, got one that changed `{changed[0]}`: under SAM "
                 "that would count twice, or be lost. Let an optimizer of its own step in a "
@@ -78,6 +79,8 @@ class Watch:
         if self._is_close or self._watched is not parts.watched:
             self._watched = parts.watched
             found = {name: param for name, param in parts.watched.items() if _has_mark(param)}
+            if not self._is_close:
+                found = {name: param for name, param in found.items() if name not in self._moved}
             self._names = list(found)
             self._marked = [(param, _is_plain(held(param))) for param in found.values()]
         owns = [(held(param), has_pointer) for param, has_pointer in self._marked]
@@ -85,6 +88,20 @@ class Watch:
         pointers = [own.data_ptr() if has_pointer else 0 for own, has_pointer in owns]
         numbers = [_numbers(own) for own, _ in owns] if self._is_close else versions
         return [self._names, versions, pointers, numbers]
+
+    def _changed_in(self, before: Marks, after: Marks) -> list[str]:
+        """Name the parameters that have other marks; one may have got its first ones meanwhile.
+
+        A parameter may be moved, or written to, and keep its values: an LSTM packs its weights anew
+        in each pass on a GPU. What does so in the thorough check is not watched afterwards.
+        """
+        marks = {name: mark for name, *mark in zip(*after, strict=True)}
+        changed = {n: mark for n, *mark in zip(*before, strict=True) if marks.get(n, mark) != mark}
+        if self._is_close:
+            same = {n for n, mark in changed.items() if mark[-1] and marks[n][-1] == mark[-1]}
+            self._moved |= same
+            changed = {n: mark for n, mark in changed.items() if n not in same}
+        return list(changed)
 
     def end_step(self) -> bool:
         """Warn of what the first optimizer step's passes changed; return whether this was it."""
@@ -98,12 +115,6 @@ class Watch:
                 f"`counted_once = (*SAMTrainer.counted_once, {names})` in the trainer's class."
             )
         return was_close
-
-
-def _changed(before: Marks, after: Marks) -> list[str]:
-    """Name the parameters that have other marks; one may have got its first ones meanwhile."""
-    marks = {name: mark for name, *mark in zip(*after, strict=True)}
-    return [n for n, *mark in zip(*before, strict=True) if marks.get(n, mark) != mark]
 
 
 def _has_mark(param: Tensor) -> bool:

@@ -44,8 +44,10 @@ class WeightAverage:
             max_steps: Optimizer steps of the run.
         """
         self.rule, self.count = rule, 0
-        self.begin = math.floor(rule.start * max_steps)  # optimizer steps before those that count
+        # optimizer steps before those that count; 0.29 * 100 is 28.999...
+        self.begin = math.floor(round(rule.start * max_steps, 6))
         self.tensors: dict[str, Tensor] = {}  # the average, by name, in one order on all ranks
+        self._joined: dict[str, int] = {}  # the count before each of them was trained
         self._model, self._optimizer, self._engine = model, optimizer, engine
         self._is_applied = False
 
@@ -64,17 +66,19 @@ class WeightAverage:
         """Count the weights of now."""
         with self._engine.step():
             now = self._now()
+            together: dict[Any, list[str]] = {}  # those that have been counted as often
             for name, x in now.items():
                 if name not in self.tensors:
                     self.tensors[name] = x.to(_wide(x), copy=True)
-            if self.count:
-                narrow = [name for name, x in now.items() if x.dtype != _wide(x)]
-                wide = [name for name in now if name not in narrow]
-                for names in (wide, *([name] for name in narrow)):  # one copy at a time
-                    averages = [local(self.tensors[name]) for name in names]
-                    weights = [local(now[name]).to(_wide(now[name])) for name in names]
-                    if names:
-                        self.rule.update(averages, weights, self.count)
+                    self._joined[name] = self.count
+                elif x.dtype == _wide(x):
+                    together.setdefault(self._joined[name], []).append(name)
+                else:
+                    together[name] = [name]  # one copy at a time
+            for names in together.values():
+                averages = [local(self.tensors[name]) for name in names]
+                weights = [local(now[name]).to(_wide(now[name])) for name in names]
+                self.rule.update(averages, weights, self.count - self._joined[names[0]])
             self.count += 1
 
     @contextmanager
@@ -96,21 +100,29 @@ class WeightAverage:
             self._is_applied = False
             with torch.no_grad(), self._engine.step():
                 for name, x in self._now().items():
-                    local(x).copy_(saved[name])
+                    if name in saved:  # and not what a callback has begun to train since
+                        local(x).copy_(saved[name])
 
     @torch.no_grad()
     def put_in_place(self) -> None:
-        """Overwrite the weights by their average; all ranks must call."""
+        """Overwrite the weights by their average."""
         with self._engine.step():
             for name, x in self._now().items():
                 if name in self.tensors:
-                    if self._engine.broadcasts_buffers and name.endswith(STATISTICS):
-                        dist.broadcast(self.tensors[name], 0)  # as a checkpoint has them
                     local(x).copy_(local(self.tensors[name]))
+
+    def agree(self) -> None:
+        """Have all ranks take the statistics of rank 0, which a checkpoint has; all must call."""
+        if self._engine.broadcasts_buffers:
+            for name in self.tensors:
+                if name.endswith(STATISTICS):
+                    dist.broadcast(self.tensors[name], 0)
 
     def save(self, folder: str, *, writes: bool) -> None:
         """Write the average to a checkpoint; all ranks must call."""
+        joined = {name: count for name, count in self._joined.items() if count}
         facts = {"rule": self.rule.written, "begin": self.begin, "count": self.count}
+        facts |= {"joined": joined} if joined else {}
         # in one entry: safetensors writes several in any order, and equal runs have equal files
         metadata = {"average": json.dumps(facts)}
         write_tensors(Path(folder, AVERAGE_FILE), self.tensors, metadata, writes=writes)
@@ -122,7 +134,7 @@ class WeightAverage:
             ValueError: If the file cannot be read.
         """
         path = Path(folder, AVERAGE_FILE)
-        self.tensors, self.count = {}, 0
+        self.tensors, self._joined, self.count = {}, {}, 0
         if not path.is_file():
             logger.warning(f"There is no {path}: the average begins anew.")
             return
@@ -142,6 +154,7 @@ class WeightAverage:
                 n: placed_as(x, found[n], _wide(x)) for n, x in now.items() if n in found
             }
             self.count = facts["count"]
+            self._joined = {name: facts.get("joined", {}).get(name, 0) for name in self.tensors}
 
     def _now(self) -> dict[str, Tensor]:
         """Return what is averaged as it is now, by name; of more than the model by its number."""

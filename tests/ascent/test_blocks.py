@@ -86,6 +86,10 @@ def test_lists_divide_other_networks() -> None:
     assert blocks_of(model) == ["stages.0.0", "stages.0.1", "stages.1.0"]
     assert blocks_of(build("dropout")) == ["body.1", "body.4"]
     assert blocks_of(stages) == ["0.0", "0.1", "1.0"]
+    # the blocks of an inner list come where it stands, and not after all others
+    mixed = nn.Sequential(nn.Sequential(block(), block()), block(), block(), nn.Linear(2, 2))
+    assert blocks_of(mixed) == ["0.0", "0.1", "1", "2"]
+    assert {name.partition(".")[0] for name in named(mixed, 0.25)} == {"2", "3"}
 
 
 def named(model: nn.Module, share: float) -> set[str]:

@@ -61,6 +61,10 @@ def test_what_only_some_micro_batches_use_may_stay_where_it_is(reports: Reports)
     assert all(0.5 < loss < 2.0 for loss in reports["unused"])
 
 
+def test_one_rank_may_save_the_average(reports: Reports) -> None:
+    assert reports["saved by one"] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("scope", ["micro_batch", "rank"])
 @pytest.mark.parametrize("name", ["mlp", "dropout", "sometimes_used"])
 def test_ranks_average_the_equations(name: str, scope: str, reports: Reports) -> None:

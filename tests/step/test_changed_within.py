@@ -139,6 +139,35 @@ def test_a_pass_that_trains_is_refused(how: str, tmp_path: Path) -> None:
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.parametrize("how", ["set_", "data", "once", "written as it is", "frozen"])
+def test_parameters_that_a_pass_moves_as_they_are(how: str, tmp_path: Path) -> None:
+    """As an LSTM on a GPU does, which packs its weights anew in each pass: it trains equally."""
+
+    class Moves(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            weight = model.body[0].weight
+            with torch.no_grad():
+                if how == "set_":
+                    weight.set_(weight.detach().clone())
+                elif how == "data" or (how == "once" and not hasattr(self, "is_moved")):
+                    weight.data = weight.data.t().contiguous().t()
+                    self.is_moved = True
+                elif how == "written as it is":
+                    weight.mul_(1.0)
+                elif how == "frozen":
+                    self.table.weight.mul_(1.0)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trained = []
+    for kind in (SAMTrainer, Moves):
+        model = build("mlp")
+        trainer = make_trainer(model, tmp_path, trainer=kind, gradient_accumulation_steps=2)
+        trainer.table = nn.Embedding(4, 4).requires_grad_(False)
+        trainer.train()
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*trained, rtol=0, atol=1e-12)  # sums in another order
+
+
 def test_a_pass_that_trains_later_is_refused_then(tmp_path: Path) -> None:
     class Late(SAMTrainer):
         def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:

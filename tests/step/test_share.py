@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -16,7 +17,9 @@ from tiny_transformers import llama, texts
 from torch import nn
 from torch.utils.data import DataLoader
 from trajectory import LR, STEPS
+from transformers import BatchEncoding
 
+from hf_sam import SAMTrainer
 from hf_sam.step.share import first_examples
 
 
@@ -209,6 +212,37 @@ def test_batch_norm_has_two_examples(count: int, fraction: float, tmp_path: Path
     steps = math.ceil(count / 8)
     assert counter.examples == count + 2 * steps
     assert trainer.gradient_evaluations == round(steps * 1.25)
+
+
+def test_the_batch_stays_of_its_kind() -> None:
+    batch = BatchEncoding({"x": torch.zeros(4, 2), "labels": torch.zeros(4)})
+    cut = first_examples(batch, half)
+    assert isinstance(cut, BatchEncoding) and len(cut.labels) == 2 and len(batch.labels) == 4
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(4), torch.tensor([-100, 1, 2, 3])])
+def test_rows_of_arrays_are_cut(labels: torch.Tensor) -> None:
+    batch = {"labels": labels, "ages": np.arange(4), "grid": np.zeros((4, 3))}
+    cut = first_examples(batch, half)
+    assert cut["ages"].tolist() == ([0, 1] if labels.is_floating_point() else [1, 2])
+    assert cut["grid"].shape == (2, 3)
+    with pytest.raises(ValueError, match=r"got `grid` of shape \(8, 3\) beside 4 examples"):
+        first_examples({**batch, "grid": np.zeros((8, 3))}, half)
+
+
+def test_a_batch_without_names_is_refused(tmp_path: Path) -> None:
+    class Pairs(SAMTrainer):
+        def get_train_dataloader(self) -> Any:
+            whole = super().get_train_dataloader()
+            return [[batch["x"], batch["labels"]] for batch in whole]
+
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            return model(*inputs)["loss"]
+
+    settings = {"trainer": Pairs, "max_steps": 2}
+    make_trainer(build("mlp"), tmp_path, **settings).train()
+    with pytest.raises(ValueError, match="must find tensors by name, got inputs that are a list"):
+        make_trainer(build("mlp"), tmp_path, ascent_fraction=0.5, **settings).train()
 
 
 def test_examples_must_be_found() -> None:

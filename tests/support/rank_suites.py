@@ -60,6 +60,7 @@ def behaviour_checks(folder: Path) -> Checks:
             f"whole, {scope}",
             lambda s=scope: whole_backward.differences_under_ddp(folder / "whole", s),
         )
+    yield "saved by one", lambda: scenarios.average_saved_by_rank_zero(folder / "saved")
     yield "unused", lambda: whole_backward.loss_with_unused_parameters(folder / "unused")
     for name in ("mlp", "dropout", "sometimes_used"):
         for scope in ("micro_batch", "rank"):

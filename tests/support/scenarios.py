@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from cases import Draws, Recorder, build, examples, make_trainer
 from observers import Communication, Observer, files, fingerprint, without_times
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 PLAIN = {"trainer": Trainer, "config": TrainingArguments}
@@ -139,6 +140,27 @@ def resumed_differs(scope: str, folder: Path, *, at: int = 4, **settings: Any) -
             }
         )
     return [name for name, value in found[0].items() if value != found[1][name]]
+
+
+def average_saved_by_rank_zero(folder: Path) -> float:
+    """How far what one rank saves alone, while it trains, is from the average that it has."""
+    emptied(folder)
+    differences = [0.0]
+
+    class Saves(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 4 and state.is_world_process_zero:
+                trainer.save_model(str(folder / "alone"))
+                saved = load_file(folder / "alone" / "model.safetensors")
+                average = trainer._average.tensors
+                differences[:] = [float((saved[n] - x).abs().max()) for n, x in average.items()]
+                assert len(differences) > 4
+
+    settings = {"weight_average": "swa:0", "per_device_train_batch_size": 4, "max_steps": 6}
+    trainer = make_trainer(build("batch_norm"), folder / "run", **settings)
+    trainer.add_callback(Saves())
+    trainer.train()
+    return max(differences)
 
 
 def train_until_killed(scope: str, folder: Path, forward: int) -> None:

@@ -1,7 +1,5 @@
 """Averages of weights: their equations, where they are seen, what is saved, resume."""
 
-import copy
-import math
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,6 +8,7 @@ import oracles
 import pytest
 import torch
 from accelerate import Accelerator
+from averages import EACH, EVALUATED, Steps, assert_close, averaged, trained
 from cases import build, examples, make_trainer
 from observers import fingerprint
 from safetensors.torch import load_file
@@ -19,57 +18,7 @@ from transformers import Trainer, TrainerCallback
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.step.weight_average import AVERAGE_FILE, WeightAverage
 
-KINDS = ["ema:0.9", "swa:0.25"]
 SETTINGS: list[dict[str, Any]] = [{"rho": 0.0}, {"rho": 0.2}, {"rho": 0.2, "method": "vasso"}]
-EVALUATED = {"eval_strategy": "steps", "eval_steps": 5}
-EACH = pytest.mark.parametrize("kind", KINDS)
-
-
-class Steps(TrainerCallback):
-    """Remembers weights and statistics after each step, and at each evaluation."""
-
-    def __init__(self) -> None:
-        self.after: list[dict[str, Tensor]] = []
-        self.evaluated: list[dict[str, Tensor]] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self.after.append(copy.deepcopy(model.state_dict()))
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        self.evaluated.append(copy.deepcopy(model.state_dict()))
-
-
-def averaged(states: list[dict[str, Tensor]], kind: str, total: int) -> dict[str, Tensor]:
-    """By the definition, of the weights after each step; the last ones' counters."""
-    name, _, number = kind.partition(":")
-    if name == "swa":
-        states = states[math.floor(float(number) * total) :]
-    shares = [1.0 / len(states)] * len(states)
-    if name == "ema":
-        decay, count = float(number), len(states)
-        shares = [(1 - decay) * decay ** (count - 1 - t) for t in range(count)]
-        shares[0] = decay ** (count - 1)
-    means = {
-        key: sum(share * state[key] for share, state in zip(shares, states, strict=True))
-        for key, x in states[-1].items()
-        if x.is_floating_point()
-    }
-    return {**states[-1], **means}
-
-
-def trained(tmp_path: Path, model: str = "dropout_and_batch_norm", **settings: Any) -> SAMTrainer:
-    kind = {"optim_args": "momentum=0.9", "trainer_kwargs": {"eval_dataset": examples(count=8)}}
-    trainer = make_trainer(build(model), tmp_path, **{**kind, **settings})
-    trainer.seen = Steps()
-    trainer.add_callback(trainer.seen)
-    trainer.train()
-    return trainer
-
-
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, x in found.items():
-        torch.testing.assert_close(x, expected[name], rtol=0, atol=1e-12)  # order of sums
 
 
 @EACH
@@ -297,28 +246,6 @@ def test_a_longer_run_averages_its_own_last_steps(
     found = counted(monkeypatch, trainer)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
     assert found == [(30 + n, n) for n in range(1, 11)]
-
-
-def test_a_group_added_later_is_averaged(tmp_path: Path) -> None:
-    model, seen = build("mlp"), Steps()
-    model.body[0].requires_grad_(False)
-
-    class Thaw(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 3:
-                model.body[0].requires_grad_(True)
-                trainer.optimizer.add_param_group({"params": list(model.body[0].parameters())})
-                trainer.lr_scheduler.base_lrs.append(0.1)
-                trainer.lr_scheduler.lr_lambdas.append(lambda step: 1.0)
-
-    trainer = make_trainer(model, tmp_path, weight_average="ema:0.9")
-    trainer.add_callback(Thaw())
-    trainer.add_callback(seen)
-    trainer.train()
-    late = averaged(seen.after[3:], "ema:0.9", 20)
-    for name, x in averaged(seen.after, "ema:0.9", 20).items():
-        expected = late[name] if name.startswith("body.0.") else x
-        torch.testing.assert_close(model.state_dict()[name], expected, rtol=0, atol=1e-12)
 
 
 def test_optimizers_with_an_average_of_their_own_are_refused(tmp_path: Path) -> None:
