@@ -74,9 +74,10 @@ def require_target(name: str) -> None:
 
 def require_installable(words: Sequence[str]) -> None:
     assert words[0] == "install"
-    for word in words[1:]:
+    in_clone = words[1] == "-e"
+    for word in words[1 + in_clone :]:
         package, _, extras = word.rstrip("]").partition("[")
-        assert package == PROJECT["name"], word
+        assert package == ("." if in_clone else PROJECT["name"]), word
         assert {extra for extra in extras.split(",") if extra} <= set(
             PROJECT["optional-dependencies"]
         )
