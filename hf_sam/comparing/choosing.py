@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from ..finetuning.fields import DataOptions
 from ..finetuning.loading import eval_split_of, find_splits, task_of
-from ..vision import select_split
 
 HELD_OUT = "0.1"  # of the training images, as in section 3.1 of arXiv 2010.01412
 
@@ -57,18 +56,6 @@ def require_split_for_choosing(split: str, data: DataOptions) -> None:
             f"`sweep_split` must not be the split that results are measured on, got {split}: pass "
             f"another one of {_listed(others)}, or another `--eval_split`."
         )
-
-
-def require_images_to_measure_on(data: DataOptions) -> None:
-    """Check that final runs will find their evaluation split.
-
-    Raises:
-        ValueError: If the data have none.
-    """
-    if data.eval_share is None:
-        task = task_of(data)
-        found = find_splits(data, task)
-        select_split(found, eval_split_of(task, found))
 
 
 def _listed(names: Sequence[str] | Mapping[str, object]) -> str:

@@ -28,10 +28,11 @@ from ..finetuning.folder import (
 )
 from ..finetuning.hub import HubError, create_repo, push
 from ..finetuning.image_errors import ErrorsOfRun
+from ..finetuning.loading import require_images_to_measure_on
 from ..finetuning.record import command_of
 from ..reporting.model_card import METRICS, RunRecord
 from .cards import write_comparison_card
-from .choosing import require_images_to_measure_on, require_split_for_choosing
+from .choosing import require_split_for_choosing
 from .comparison import METRIC, Comparison, Result, Trial, comparison_table, held_out_error
 from .plan import Arm, Plan, parse_plan
 from .plots import plot_comparison

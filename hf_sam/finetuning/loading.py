@@ -111,6 +111,18 @@ def eval_split_of(task: Task, found: Container[str]) -> str:
     return task.eval_split or next((s for s in EVAL_SPLITS if s in found), EVAL_SPLITS[0])
 
 
+def require_images_to_measure_on(options: DataOptions) -> None:
+    """Check that a run will find its evaluation split.
+
+    Raises:
+        ValueError: If the data have none.
+    """
+    if options.eval_share is None:
+        task = task_of(options)
+        found = find_splits(options, task)
+        select_split(found, eval_split_of(task, found))
+
+
 def _names(found: datasets.DatasetDict, options: DataOptions, task: Task) -> tuple[str, str]:
     """Return the names of the training and the evaluation split."""
     if options.holdout is not None or options.eval_share is not None:
