@@ -119,8 +119,8 @@ class AverageMixin(AnyTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        best = str(self.state.best_model_checkpoint)
         if self._average is not None:
+            best = str(self.state.best_model_checkpoint)
             self._average.load(best)
             if not self._average.count:
                 logger.warning(f"{best} has no average that counts: the model has its weights.")

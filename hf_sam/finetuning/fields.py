@@ -108,6 +108,11 @@ class DataOptions:
         False,
     )
 
+    @property
+    def evaluates_on_train(self) -> bool:
+        """Whether the images that are measured on are taken from the training split."""
+        return self.holdout is not None or self.eval_share is not None
+
     def __post_init__(self) -> None:
         """Check what can be checked without the data."""
         unknown = None if self.dataset in TASKS else self.dataset

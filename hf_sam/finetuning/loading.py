@@ -51,8 +51,7 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     _compare_sizes(found, task, local=options.data_dir is not None)
     train_split, eval_split = _names(found, options, task)
     train = select_split(found, train_split)
-    is_of_train = options.holdout is not None or options.eval_share is not None
-    evaluation = train if is_of_train else select_split(found, eval_split)
+    evaluation = train if options.evaluates_on_train else select_split(found, eval_split)
     image_column, label_column = (
         find_column(evaluation, find_column(train, column, kind=kind), kind=kind)
         for kind, column in (("image", task.image_column), ("label", task.label_column))
@@ -69,7 +68,7 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     train, evaluation = splits.train, splits.eval
     if options.skip_bad_images:
         train = _without_bad_images(train, train_split, options)
-        if not is_of_train:
+        if not options.evaluates_on_train:
             evaluation = _without_bad_images(evaluation, eval_split, options)
     if options.eval_share is not None:
         train, evaluation = _split_off(train, "eval_share", options, seed=0)
@@ -125,7 +124,7 @@ def require_images_to_measure_on(options: DataOptions) -> None:
 
 def _names(found: datasets.DatasetDict, options: DataOptions, task: Task) -> tuple[str, str]:
     """Return the names of the training and the evaluation split."""
-    if options.holdout is not None or options.eval_share is not None:
+    if options.evaluates_on_train:
         only = len(found) == 1 and options.train_split is None
         train_split = next(iter(found)) if only else task.train_split
         how = "split off" if options.holdout is None else "held out"

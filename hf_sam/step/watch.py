@@ -78,9 +78,9 @@ class Watch:
         held = parts.engine.held
         if self._is_close or self._watched is not parts.watched:
             self._watched = parts.watched
-            found = {name: param for name, param in parts.watched.items() if _has_mark(param)}
-            if not self._is_close:
-                found = {name: param for name, param in found.items() if name not in self._moved}
+            left_out = set() if self._is_close else self._moved
+            named = parts.watched.items()
+            found = {n: param for n, param in named if _has_mark(param) and n not in left_out}
             self._names = list(found)
             self._marked = [(param, _is_plain(held(param))) for param in found.values()]
         owns = [(held(param), has_pointer) for param, has_pointer in self._marked]

@@ -118,7 +118,8 @@ def cost_table() -> str:
 def clean_pass_table() -> str:
     facts = json.loads((ROOT / "benchmarks" / "clean_pass.json").read_text())
     rows = map(clean_pass.row, facts["results"])
-    machine = f"{facts['threads']} thread(s), torch {facts['torch']}, {facts['date']}."
+    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+    machine = f"{threads}, torch {facts['torch']}, {facts['date']}."
     return "\n".join([clean_pass.head(), *rows, "", machine])
 
 

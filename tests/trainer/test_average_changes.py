@@ -11,7 +11,7 @@ from cases import build, examples, make_trainer
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from hf_sam import SAMMixin, SAMTrainer
+from hf_sam import SAMMixin
 from hf_sam.average_rule import rule_of
 from hf_sam.averaging import AverageMixin
 from hf_sam.backends import engine_of
@@ -21,27 +21,22 @@ from hf_sam.step.weight_average import AVERAGE_FILE, WeightAverage
 @EACH
 @pytest.mark.parametrize("event", ["on_step_begin", "on_evaluate"])
 def test_a_group_added_later_is_averaged(kind: str, event: str, tmp_path: Path) -> None:
-    """From the first step that trains it; also by a run that is resumed in between."""
+    """From the first step that trains it."""
+    model, seen = build("mlp"), Steps()
+    model.body[0].requires_grad_(False)
 
-    def trainer_of(seed: int) -> tuple[SAMTrainer, Steps]:
-        model, seen = build("mlp", seed=seed), Steps()
-        model.body[0].requires_grad_(False)
+    def thaw(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 7 and len(trainer.optimizer.param_groups) == 2:
+            model.body[0].requires_grad_(True)
+            trainer.optimizer.add_param_group({"params": list(model.body[0].parameters())})
+            trainer.lr_scheduler.base_lrs.append(0.1)
+            trainer.lr_scheduler.lr_lambdas.append(lambda step: 1.0)
 
-        def thaw(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 7 and len(trainer.optimizer.param_groups) == 2:
-                model.body[0].requires_grad_(True)
-                trainer.optimizer.add_param_group({"params": list(model.body[0].parameters())})
-                trainer.lr_scheduler.base_lrs.append(0.1)
-                trainer.lr_scheduler.lr_lambdas.append(lambda step: 1.0)
-
-        data = {"eval_dataset": examples(count=8)}
-        evaluated = {"eval_strategy": "steps", "eval_steps": 7, "trainer_kwargs": data}
-        trainer = make_trainer(model, tmp_path, weight_average=kind, **evaluated)
-        trainer.add_callback(type("Thaw", (TrainerCallback,), {event: thaw})())
-        trainer.add_callback(seen)
-        return trainer, seen
-
-    trainer, seen = trainer_of(0)
+    data = {"eval_dataset": examples(count=8)}
+    evaluated = {"eval_strategy": "steps", "eval_steps": 7, "trainer_kwargs": data}
+    trainer = make_trainer(model, tmp_path, weight_average=kind, **evaluated)
+    trainer.add_callback(type("Thaw", (TrainerCallback,), {event: thaw})())
+    trainer.add_callback(seen)
     trainer.train()
     name, _, number = kind.partition(":")
     begin = 7 if name == "ema" else max(7, math.floor(20 * float(number)))
