@@ -17,7 +17,8 @@ def is_low_precision(params: Iterable[Tensor], pass_dtype: torch.dtype | None = 
     """
     if pass_dtype is not None:
         return pass_dtype.itemsize < 4
-    return any(p.is_floating_point() and p.element_size() < 4 for p in params)
+    dtypes = {param.dtype for param in params}
+    return any(dtype.is_floating_point and dtype.itemsize < 4 for dtype in dtypes)
 
 
 @torch.no_grad()

@@ -200,9 +200,9 @@ class Zero(DeepSpeed):
             for name, fragment in self._fragments.items()
         }
 
-    def held(self, param: Tensor) -> Tensor:
-        """Return the parameter, or in stage 3 the part of it that passes gather it from."""
-        return getattr(param, "ds_tensor", param)
+    def held(self, params: Iterable[Tensor]) -> list[Tensor]:
+        """Return the parameters, or in stage 3 the parts of them that passes gather them from."""
+        return [getattr(param, "ds_tensor", param) for param in params]
 
     @contextmanager
     def gradients_apart(

@@ -65,9 +65,9 @@ class Engine(ABC):
         """Return what holds w of the trainable parameters, by the same names."""
         return trainable
 
-    def held(self, param: Tensor) -> Tensor:
-        """Return what this rank holds of a parameter, trained or not, between the passes."""
-        return local(param)
+    def held(self, params: Iterable[Tensor]) -> list[Tensor]:
+        """Return what this rank holds of parameters, trained or not, between the passes."""
+        return [local(param) for param in params]
 
     def before_clean_pass(self, weights: Weights, *, reduced: bool) -> None:
         """Get ready for a clean pass; what it begins from (buffers, draws) is remembered after.

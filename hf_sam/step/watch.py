@@ -37,7 +37,8 @@ class Watch:
         self._moved: set[str] = set()  # parameters that passes write to or move, as they are
         self._watched: dict[str, Tensor] = {}  # those of the parts that `_marked` is of
         self._names: list[str] = []  # of what can be marked
-        self._marked: list[tuple[Tensor, bool]] = []  # aligned, each with whether it has a pointer
+        self._marked: list[Tensor] = []  # aligned with the names
+        self._has_pointer: list[bool] = []  # aligned
 
     @contextmanager
     def of_pass(self, parts: Parts, counted_once: Iterable[str]) -> Iterator[None]:
@@ -82,11 +83,14 @@ class Watch:
             named = parts.watched.items()
             found = {n: param for n, param in named if _has_mark(param) and n not in left_out}
             self._names = list(found)
-            self._marked = [(param, _is_plain(held(param))) for param in found.values()]
-        owns = [(held(param), has_pointer) for param, has_pointer in self._marked]
-        versions = [own._version for own, _ in owns]
-        pointers = [own.data_ptr() if has_pointer else 0 for own, has_pointer in owns]
-        numbers = [_numbers(own) for own, _ in owns] if self._is_close else versions
+            self._marked = list(found.values())
+            self._has_pointer = [_is_plain(own) for own in held(self._marked)]
+        owns = held(self._marked)
+        # a DTensor counts the writes to it, and its part those to the part
+        versions = [p._version + own._version for p, own in zip(self._marked, owns, strict=True)]
+        plain = zip(owns, self._has_pointer, strict=True)
+        pointers = [own.data_ptr() if has_pointer else 0 for own, has_pointer in plain]
+        numbers = [_numbers(own) for own in owns] if self._is_close else versions
         return [self._names, versions, pointers, numbers]
 
     def _changed_in(self, before: Marks, after: Marks) -> list[str]:

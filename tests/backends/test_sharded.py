@@ -88,6 +88,8 @@ def test_what_cannot_be_had_is_refused(reports: Reports) -> None:
     for scope in ("micro_batch", "rank"):
         for message in reports[scope]:
             assert f"must be global for sharded parameters, got {scope}" in message
+    for message in reports["late"]:
+        assert "must change no parameter, got one that changed `body.0.weight`" in message
     for message in reports["kept"]:
         assert "`set_reshard_after_backward(False)`, which would keep the unper" in message
 

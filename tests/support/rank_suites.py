@@ -125,6 +125,7 @@ def sharded_checks(folder: Path) -> Checks:
             yield scope, lambda s=scope: sharded.refusal(folder / "run", ascent_scope=s)
         yield "whole", lambda: whole_backward.differences_under_fsdp2(folder / "run")
         yield "reduced", lambda: whole_backward.reduced_bytes(folder / "run")
+        yield "late", lambda: sharded.refusal(folder / "run", trainer=sharded.Late)
         yield "kept", lambda: sharded.refusal(folder / "run", keeps_gathered=True)
 
 

@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.distributed import DistributedConfig
 
+from hf_sam import SAMTrainer
+
 FSDP = {
     "fsdp": True,
     "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Linear"]},
@@ -171,6 +173,16 @@ def events_at_which_shards_moved(folder: Path) -> int:
     trainer.train()
     assert len(seen) == 8 * 4
     return sum(not all(map(torch.equal, now, seen[0])) for now in seen)
+
+
+class Late(SAMTrainer):
+    """Writes to a shard in each pass from the third step on."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if self.state.global_step == 2:
+            with torch.no_grad():
+                next(model.parameters()).mul_(0.9)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def refusal(folder: Path, **settings: Any) -> str:
