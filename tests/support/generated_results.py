@@ -12,6 +12,11 @@ FRONTIER, CLEAN = "cub200_first50-frontier", "cub200_first50-clean"
 TITLES = {
     "oxford_flowers-mobilenet": "Oxford Flowers-102, MobileNetV2 0.35, SGD",
     "oxford_flowers-lite0": "Oxford Flowers-102, EfficientNet-Lite0, SGD",
+    "oxford_flowers-lite0-long": "Oxford Flowers-102, EfficientNet-Lite0, SGD, a long run",
+    "oxford_flowers-vit": "Oxford Flowers-102, ViT-S/14, AdamW",
+    "oxford_flowers-frontier": "Oxford Flowers-102, MobileNetV2 0.35, SGD, settings by two seeds",
+    "oxford_flowers-frontier40": "the same with 40 % of the labels wrong",
+    "stanford_cars-lite0": "half of Stanford Cars, EfficientNet-Lite0, SGD",
     "cub200_first50-sgd": "50 birds of CUB-200, MobileNetV2 0.35, SGD",
     "cub200_first50-sgd3": "the same birds, settings chosen by three held-out tenths",
     "cub200_first50-adamw": "the same birds, AdamW",
