@@ -51,7 +51,8 @@ GRID="--sweep_split validation --sweep base:learning_rate=0.01,0.02,0.04
 FRONTIER="--sweep_split validation --sweep_seeds 2 --seeds 10 --num_train_epochs 30
     --sweep base:learning_rate=0.01,0.02,0.04 base:freeze_batch_norm=false
     base_2x:learning_rate=0.01,0.02,0.04 rho=0.05,0.1,0.2
-    interval2:rho=0.1,0.2,0.4 interval5:rho=0.1,0.2,0.4 norm:rho=0.5,1,2
+    interval2:rho=0.1,0.2,0.4 interval5:rho=0.1,0.2,0.4 norm:rho=0.5,1,2 fraction:rho=0.1,0.2,0.4
+    last_quarter:rho=0.1,0.2,0.4 vasso:rho=0.1,0.2,0.4 looksam:rho=0.1,0.2,0.4
     ema:weight_average=ema:0.98,ema:0.99,ema:0.995 swa:weight_average=swa:0.5,swa:0.75
     sam_ema:weight_average=ema:0.98,ema:0.99,ema:0.995
     --arm gsam method=gsam --arm fraction ascent_fraction=0.25

@@ -89,8 +89,8 @@ class SAMArguments:
             "help": "Fraction f of each micro-batch that the clean pass uses: the first examples "
             "that have labels, rounded up to whole ones, at least two if the model has BatchNorm. "
             "Costs 1 + f passes a step. The second pass, running statistics and counters use the "
-            "whole micro-batch; `loss` is then that of the fraction, no sharpness is logged, and "
-            "dropout draws other masks in the second pass."
+            "whole micro-batch; `loss` is then that of the fraction, none of SAM's log entries is "
+            "written, and dropout draws other masks in the second pass."
         },
     )
     perturb: str = field(

@@ -14,6 +14,7 @@ from generated_results import EVIDENCE, TITLES, comparison_of
 from places import CARDS, ROOT
 
 from hf_sam.comparing import cards
+from hf_sam.comparing.comparison import Comparison
 from hf_sam.reporting.interval import Interval
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,16 +108,20 @@ def test_every_page_is_in_the_sites_navigation() -> None:
 
 @cache
 def measured() -> frozenset[tuple[float, float]]:
-    """Means with half-widths: of the generated tables, and of all pairs of arms."""
+    """Means with half-widths: of the generated tables, and of pairs of arms on the same data."""
     parts = [part[0] for path in GENERATED for part in PART.finditer(path.read_text())]
     known = {(float(m), float(h)) for part in parts for m, h in MEAN.findall(part)}
-    for name in EVIDENCE:
-        comparison = comparison_of(name)
-        for pair in permutations(comparison.arms, 2):
-            if len(paired := comparison.differences(*pair)) > 1:
-                interval = Interval.of(paired)
-                known.add((abs(interval.mean), interval.half_width))
+    comparisons = map(comparison_of, EVIDENCE)
+    arms = [(c.record.dataset, error_by_seed(c, arm)) for c in comparisons for arm in c.arms]
+    for (data, a), (others, b) in permutations(arms, 2):
+        if data == others and len(seeds := a.keys() & b.keys()) > 1:
+            interval = Interval.of([a[seed] - b[seed] for seed in seeds])
+            known.add((abs(interval.mean), interval.half_width))
     return frozenset(known)
+
+
+def error_by_seed(comparison: Comparison, arm: str) -> dict[int, float]:
+    return {result.seed: result.error for result in comparison.of(arm)}
 
 
 @every_document

@@ -35,7 +35,7 @@ def test_a_data_set_alone_picks_its_recipe(dataset: str) -> None:
     assert len(said) == 1
     assert f"recipe: {Path('recipes', dataset, 'efficientnet_b0.yaml')};" in said[0]
     _, model, args = parse_options(["--dataset", dataset, "--learning_rate", "0.3"])
-    assert model.freeze_batch_norm
+    assert model.freeze_batch_norm == (dataset == "imagenet")  # which keeps its head
     assert args.learning_rate == 0.3
     assert args.num_train_epochs != 15
 
@@ -103,7 +103,7 @@ def test_options_are_printed_and_nothing_is_loaded(
         "crop_scale": [0.08, 1.0],
         "model": "timm/efficientnet_b0.ra_in1k",
         "image_size": 224,
-        "freeze_batch_norm": True,
+        "freeze_batch_norm": False,
         "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 8,
         "rho": 0.05,

@@ -51,7 +51,7 @@ VIT = Protocol(
     "timm/vit_base_patch16_224.augreg_in21k", 384, 0.01, 512, 64, weight_decay=0.0, clip=1.0,
     kwargs=(("weight_init", "jax"),),
 )  # fmt: skip
-B0 = Protocol("timm/efficientnet_b0.ra_in1k", 224, 0.02, 64, 64, frozen_batch_norm=True)
+B0 = Protocol("timm/efficientnet_b0.ra_in1k", 224, 0.02, 64, 64)
 LITE0 = Protocol(
     "timm/tf_efficientnet_lite0.in1k", 112, 0.02, 64, 64, epochs=15, crop_scale=(0.25, 1.0),
 )  # fmt: skip
@@ -98,7 +98,8 @@ def fine_tuning(data: str) -> dict[str, Protocol]:
         ten = {"learning_rate": 0.1, "steps": None, "epochs": 10, "every": None}
         rows["efficientnet_b7"] = replace(B7, **ten)
         rows["efficientnet_l2"] = replace(L2, **ten, clip=1.0, smoothing=0.1)
-        rows["efficientnet_b0"] = replace(rows["efficientnet_b0"], learning_rate=0.01)
+        keeps_head = {"learning_rate": 0.01, "frozen_batch_norm": True}
+        rows["efficientnet_b0"] = replace(rows["efficientnet_b0"], **keeps_head)
     return {
         f"{data}/{name}": replace(row, skip_bad_images=data == "birdsnap")
         for name, row in rows.items()
