@@ -24,7 +24,8 @@ examples:
   hf-sam finetune --dataset oxford_pets --rho 0.05       a data set on the Hub, with its recipe
   hf-sam finetune --data_dir images --eval_share 0.1     a folder with one folder for each class
   hf-sam compare --data_dir images --eval_share 0.1 --seeds 3 --sweep rho=0.05,0.1,0.2
-  hf-sam report runs/compare-images/sam-seed0 --compare runs/compare-images/base-seed0 --data images
+  hf-sam report runs/compare-images/sam-seed0 --compare runs/compare-images/base-seed0 \\
+    --data images --eval_share 0.1
 
 `hf-sam COMMAND --help` lists the options. On several devices:
   accelerate launch -m hf_sam.finetuning --dataset oxford_pets --rho 0.05"""

@@ -244,6 +244,11 @@ class SAMArguments:
                 f"`replay_rng` has no effect on {self.method}, which makes one pass, got False: "
                 "leave it out."
             )
+        if not self.replay_rng and fraction < 1:
+            raise ValueError(
+                "`replay_rng` has no effect beside `ascent_fraction`, whose passes draw different "
+                "masks, got False: leave it out."
+            )
         if method.is_euclidean and (self.adaptive or self.perturbation_norm != 2):
             raise ValueError(
                 f"{self.method} must be used with the L2 norm, got adaptive={self.adaptive} and "

@@ -40,10 +40,10 @@ from .step.window import MicroBatch, Window, last_alone
 class SAMMixin(AverageMixin):
     """Sharpness-Aware Minimization for any Trainer: `class MyTrainer(SAMMixin, SomeTrainer)`.
 
-    Every `training_step` makes two forward-backward passes, at w and at w + epsilon, and leaves the
-    gradient of the second for the Trainer to clip and the base optimizer to apply. The base
-    optimizer, its state and its schedule are never touched. The settings are `args` where that is a
-    `SAMArguments`, and their defaults where it is not; `rho=0` is the plain Trainer.
+    Each optimizer step's examples go through two forward-backward passes, at w and at w + epsilon,
+    and the gradient of the second is left for the Trainer to clip and the base optimizer to apply.
+    The base optimizer, its state and its schedule are never touched. The settings are `args` where
+    that is a `SAMArguments`, and their defaults where it is not; `rho=0` is the plain Trainer.
 
     Source: Foret et al., arXiv 2010.01412, algorithm 1. Cost: two forward-backward passes, and the
     memory of one copy of the trainable parameters.
@@ -196,7 +196,7 @@ class SAMMixin(AverageMixin):
 
     @property
     def gradient_evaluations(self) -> int:
-        """Forward-backward passes over an effective batch up to now, with the rho of now."""
+        """Forward-backward passes over an effective batch up to this step, with the rho of now."""
         steps = self.state.global_step
         return round(self.ascent_schedule.passes(steps)) if self.sam_arguments.rho > 0 else steps
 
@@ -247,7 +247,8 @@ class SAMMixin(AverageMixin):
 
     def _only_pass(self, model: nn.Module, parts: Parts, micro_batch: MicroBatch) -> Tensor:
         """Make the pass at w + epsilon where epsilon is known without a clean pass."""
-        weights, state = parts.weights, base_optimizer(self).state
+        weights, optimizer = parts.weights, base_optimizer(self)
+        state = {} if optimizer is None else optimizer.state
         perturbation = self._ascent.from_memory(weights, state, rho=self._rho)
         with parts.engine.perturbed(weights, perturbation), self._overhead.plain_pass():
             del perturbation

@@ -136,5 +136,5 @@ class Engine(ABC):
         return
 
     def end_step(self) -> None:
-        """Clip and step after an ascent, where the Trainer leaves that to the engine."""
+        """Clip and step at the end of SAM's window, where the Trainer leaves that to the engine."""
         return

@@ -38,7 +38,7 @@ class Row:
     @property
     def is_equal_cost(self) -> bool:
         """Whether the arm makes about as many gradient evaluations as the baseline."""
-        return self.share >= ALIKE
+        return ALIKE <= self.share <= 1 / ALIKE
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
@@ -56,7 +56,7 @@ def rows_of(comparison: Comparison) -> list[Row]:
 
 
 def _has_sam(comparison: Comparison, arm: str) -> bool:
-    return comparison.of(arm)[0].settings.get("rho", "0") != "0"
+    return float(comparison.of(arm)[0].settings.get("rho", 0)) > 0
 
 
 def all_rows(paths: Sequence[Path]) -> dict[str, list[Row]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import SAMArguments, SAMConfig
 from ..finetuning.fields import DataOptions, ModelOptions
-from ..finetuning.options import parse_options
+from ..finetuning.options import parse_options, with_recipe
 from ..reporting.model_card import without_tokens
 from ..step.planning import passes_per_step
 from .choosing import Choosing
@@ -107,6 +107,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         ValueError: With rule, value and remedy.
     """
     own, common = command_line_parser().parse_known_args(argv)
+    common = with_recipe(common)  # the same for all arms, also for those with another network
     if "--print_config" in common:
         raise ValueError("`print_config` is hf-sam finetune's: leave it out.")
     for name in ("seeds", "sweep_seeds"):
@@ -124,8 +125,9 @@ def parse_plan(argv: Sequence[str]) -> Plan:
             )
     if min(args.num_train_epochs, abs(args.max_steps)) <= 0:
         raise ValueError(f"`num_train_epochs` must be > 0, got {args.num_train_epochs}.")
-    if own.sweep_split and not own.sweep:
-        raise ValueError("`sweep_split` has no effect without `--sweep`: leave it out.")
+    for name in ("sweep_split", "sweep_seeds"):
+        if getattr(own, name) not in (None, 1) and not own.sweep:
+            raise ValueError(f"`{name}` has no effect without `--sweep`: leave it out.")
     name = Path(data.dataset or data.data_dir or "digits").name
     arms = _arms(own, args)
     plan = Plan(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..reporting.commands import last_part, shown_command
 from ..reporting.model_card import add_sharpness_to_card, versions
-from ..vision import BadImageError, Splits
+from ..vision import TASKS, BadImageError, Splits, Task
 from .card import card_section
 from .checks import WRITTEN, fitting_m, require_usable
 from .images import Trained, batches_of, fingerprint, load_images, load_trained, sample, top1_error
@@ -65,20 +65,22 @@ def measure(options: Namespace, command: str) -> Report:
     out, cards = Path(options.out), [Path(folder) / "README.md" for folder in folders]
     require_usable(names, folders, cards if options.card else [], out, options.device)
     _plan(options, options.m).rehearse()
+    split = options.train_split or TASKS.get(options.data, Task(None)).train_split
     splits = load_images(
         options.data,
-        split=options.train_split,
+        split=split,
         eval_split=options.eval_split,
+        eval_share=options.eval_share,
         image_column=options.image_column,
         label_column=options.label_column,
     )
-    trained_on = sample(splits.train, options.max_train_samples, options.seed)
-    examples = sample(trained_on, options.examples, options.seed)
+    most, seed = options.max_train_samples, options.seed
+    trained_on = sample(splits.train, most, seed, option="max_train_samples")
+    examples = sample(trained_on, options.examples, seed)
     plan = _plan(options, fitting_m(options.m, len(examples)))
     models = [load_trained(folder, splits.label_names) for folder in folders]
     batches = [
-        list(batches_of(examples, trained, options.batch_size, split=options.train_split))
-        for trained in models
+        list(batches_of(examples, trained, options.batch_size, split=split)) for trained in models
     ]
     for trained in models:
         trained.classifier.model.to(torch.device(options.device))
@@ -97,7 +99,7 @@ def measure(options: Namespace, command: str) -> Report:
     ]
     report = Report(
         data=last_part(options.data),
-        split=options.train_split,
+        split=split,
         eval_split=splits.eval_split,
         eval_examples=min(options.max_eval_samples, len(splits.eval)),
         plan=plan,
@@ -144,11 +146,12 @@ def _portrait(
         progress.skip(f"{name}: ")
         return replace(portrait, name=name, run=trained.run)
     print(f"{name}: {trained.classifier.report}", flush=True)
-    evaluation = sample(splits.eval, options.max_eval_samples, options.seed)
+    most, seed = options.max_eval_samples, options.seed
+    evaluation = sample(splits.eval, most, seed, option="max_eval_samples")
     loader = batches_of(evaluation, trained, options.batch_size, split=splits.eval_split)
     progress.begin(f"{name}: {ERROR}")
     error = top1_error(model, loader)
-    unseen = sample(splits.eval, options.examples, options.seed)
+    unseen = sample(splits.eval, options.examples, seed)
     held_out = list(batches_of(unseen, trained, options.batch_size, split=splits.eval_split))
     portrait = portray(
         model,
@@ -196,12 +199,14 @@ def command_line(program: str = PROGRAM) -> ArgumentParser:
         "--data_dir",
         "--dataset",
         default="digits",
-        help="digits, a folder (parquet or train/<class>/<image>), or owner/name on the Hub",
+        help="a known data set, as digits or oxford_pets, a folder (parquet or "
+        "train/<class>/<image>), or owner/name on the Hub",
     )
     add("--out", default="runs/sharpness", help="folder to write to")
     add("--names", nargs="+", help="names of the models in the report")
-    add("--train_split", default="train", help="split whose loss is measured")
+    add("--train_split", help="split whose loss is measured; unset: as hf-sam finetune has it")
     add("--eval_split", help="split whose error is measured; unset: test or validation")
+    add("--eval_share", type=float, help="as given to hf-sam finetune, in place of an eval_split")
     add("--image_column", help="column of the images")
     add("--label_column", help="column of the labels")
     add("--max_train_samples", type=int, help="as given to hf-sam finetune, for the same sample")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from ..reporting.json_files import read_json
 from ..vision import (
     EVAL_SPLITS,
+    TASKS,
     Classifier,
     ImageDataset,
     ModelSource,
     Splits,
+    Task,
     build_transforms,
     find_column,
     load_classifier,
-    load_digits,
     load_hub,
     load_local,
+    load_task,
     select_split,
+    split_off,
     with_class_labels,
 )
 from .report import require_shown
@@ -56,38 +59,58 @@ def load_images(
     data: str,
     *,
     split: str,
-    eval_split: str | None,
+    eval_split: str | None = None,
+    eval_share: float | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Splits:
     """Load the images for the sharpness and those for the error.
 
     Args:
-        data: `digits`, a folder of parquet files or images, or `owner/name` on the Hub.
+        data: A known data set, a folder of parquet files or images, or `owner/name` on the Hub.
         split: Split for the sharpness.
         eval_split: Split for the error; None for the test or validation split.
+        eval_share: The share of `split` that training left out, as `hf-sam finetune` draws it.
         image_column: Column of the images; None to search for it.
         label_column: Column of the labels; None to search for it.
 
     Raises:
-        ValueError: If they cannot be loaded.
+        ValueError: If they cannot be loaded, or there are none for the error.
     """
-    if data == "digits":
-        found = load_digits()
+    task = TASKS.get(data, Task(data, eval_split=None, image_column=None, label_column=None))
+    if data in TASKS:
+        found = load_task(task)
     elif Path(data).exists() or data.count("/") != 1 or data.startswith("."):
         asked = [name for name in (split, eval_split) if name]
         found = load_local(Path(data), "+".join(asked).split("+"))
     else:
         found = load_hub(data)
-    eval_split = eval_split or next((name for name in EVAL_SPLITS if name in found), split)
+    if eval_share is not None and (eval_split is not None or not 0 < eval_share < 1):
+        raise ValueError(
+            f"`--eval_share` must be a share, 0 < eval_share < 1, without `--eval_split`, got "
+            f"{eval_share} and {eval_split}: leave one of them out."
+        )
+    usual = (name for name in EVAL_SPLITS if name in found)
+    eval_split = eval_split or task.eval_split or next(usual, None)
+    if eval_share is not None:
+        eval_split = split
+    if eval_split is None:
+        raise ValueError(
+            f"the data must have images to measure the error on, got {', '.join(found)} only: give "
+            "`--eval_share` as the training had it, or `--eval_split`."
+        )
     rows, evaluation = select_split(found, split), select_split(found, eval_split)
-    return with_class_labels(
+    splits = with_class_labels(
         rows,
         evaluation,
-        image_column=find_column(rows, image_column, kind="image"),
-        label_column=find_column(rows, label_column, kind="label"),
+        image_column=find_column(rows, image_column or task.image_column, kind="image"),
+        label_column=find_column(rows, label_column or task.label_column, kind="label"),
         eval_split=eval_split,
     )
+    if eval_share is None:
+        return splits
+    train, rest = split_off(splits.train, eval_share, option="eval_share", seed=0)
+    return replace(splits, train=train, eval=rest, eval_split=f"{split} (split off)")
 
 
 def load_trained(name: str, label_names: Sequence[str]) -> Trained:
@@ -107,12 +130,30 @@ def load_trained(name: str, label_names: Sequence[str]) -> Trained:
         )
     run = _record_of(Path(name))
     classifier = load_classifier(ModelSource(name), label_names)
+    own_names, numbers = _label_names(name), [str(i) for i in range(len(label_names))]
+    if own_names and list(label_names) not in (own_names, numbers):
+        raise ValueError(
+            f"`{name}` must be a classifier of the data's classes in their order, got "
+            f"{_shown(own_names)} for {_shown(label_names)}: measure it on the data that it was "
+            "trained on."
+        )
     if classifier.report.head_drawn_anew or classifier.report.missing:
         raise ValueError(
             f"`{name}` must be a classifier of the {len(label_names)} classes of the data, got "
             f"{classifier.report}: measure it on the data that it was trained on."
         )
     return Trained(classifier, run)
+
+
+def _label_names(name: str) -> list[str]:
+    """Return the names of a saved classifier's classes; none where they are transformers' own."""
+    found = AutoConfig.from_pretrained(name).id2label
+    names = [str(found[i]) for i in range(len(found))]
+    return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def _record_of(folder: Path) -> Mapping[str, Any]:
@@ -130,8 +171,12 @@ def _record_of(folder: Path) -> Mapping[str, Any]:
     return read_json(record, Mapping[str, Any], remedy=remedy, check=require_shown)
 
 
-def sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:
+def sample(
+    rows: datasets.Dataset, most: int | None, seed: int, *, option: str = "examples"
+) -> datasets.Dataset:
     """Return a random sample of at most `most` rows; None returns all, in order.
+
+    `option` is the one that `most` comes from.
 
     Raises:
         ValueError: If `most` is below 1.
@@ -139,7 +184,7 @@ def sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Data
     if most is None:
         return rows
     if most < 1:
-        raise ValueError(f"`--examples` and `--max_eval_samples` must be >= 1, got {most}.")
+        raise ValueError(f"`--{option}` must be >= 1, got {most}.")
     return rows.shuffle(seed=seed).select(range(min(most, len(rows))))
 
 

@@ -11,8 +11,8 @@ import yaml
 from transformers.hf_argparser import string_to_bool
 from transformers.utils import logging
 
+from ..vision import TASKS
 from .suggestions import near
-from .tasks import TASKS
 
 # Pairs of options that set the same thing in two ways.
 RIVALS = (

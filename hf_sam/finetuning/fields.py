@@ -2,15 +2,15 @@
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import SAMConfig
-from ..vision import MAX_IMAGE_PIXELS, require_rgb
+from ..vision import MAX_IMAGE_PIXELS, TASKS, require_rgb
 from .suggestions import alike
-from .tasks import TASKS
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # owner/name
 
@@ -189,9 +189,21 @@ class BatchOptions:
             raise ValueError(
                 "`batch_size` and `gradient_accumulation_steps` exclude each other: leave one out."
             )
-        if self.m is not None and args.ascent_scope not in (None, "micro_batch"):
+        scope = args.ascent_scope or args.chosen_method.scope
+        if self.m is not None and args.rho > 0 and scope != "micro_batch":
+            whose = "" if args.ascent_scope else f", which is that of {args.method}"
             raise ValueError(
-                f"`m` goes with `ascent_scope` micro_batch, got {args.ascent_scope}: leave one out."
+                f"`m` goes with `ascent_scope` micro_batch, got {scope}{whose}: leave `m` out."
+            )
+        if self.m is not None and args.rho > 0 and _is_sharded(args):
+            raise ValueError(
+                f"`m` must be left out under FSDP and DeepSpeed, got {self.m}: they make one "
+                "perturbation for all devices."
+            )
+        if self.batch_size is not None and args.deepspeed:
+            raise ValueError(
+                "`batch_size` comes too late for `deepspeed`, whose file has been filled in: give "
+                "`per_device_train_batch_size` and `gradient_accumulation_steps`."
             )
         batch = self.batch_size or args.per_device_train_batch_size * accumulation * args.world_size
         if batch % (micro_batch * args.world_size):
@@ -202,6 +214,11 @@ class BatchOptions:
             )
         args.per_device_train_batch_size = micro_batch
         args.gradient_accumulation_steps = batch // (micro_batch * args.world_size)
+
+
+def _is_sharded(args: SAMConfig) -> bool:
+    asked = (os.environ.get(f"ACCELERATE_USE_{name}", "") for name in ("FSDP", "DEEPSPEED"))
+    return bool(args.fsdp or args.deepspeed) or "true" in asked
 
 
 @dataclass

@@ -218,7 +218,7 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
         classifier.model.to(memory_format=torch.channels_last)
     if checkpoint is not None:
         require_fitting(Path(checkpoint), classifier.model)
-    return Run(task, splits, source, classifier, checkpoint)
+    return Run(task, splits, source, classifier, checkpoint, model.freeze_batch_norm)
 
 
 def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:

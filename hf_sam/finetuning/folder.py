@@ -28,7 +28,8 @@ AGAIN = "restore it, or remove the folder it is in and train anew"
 # Prefixes of the options that do not change what is trained.
 ASIDE = (
     *("output_dir", "resume", "push", "hub", "logging", "disable_tqdm", "report_to", "run_name"),
-    *("save", "eval_strategy", "eval_steps", "dataloader", "restore"),
+    *("save", "eval_strategy", "eval_steps", "eval_accumulation", "per_device_eval", "dataloader"),
+    *("restore", "log_"),
 )
 
 
@@ -172,7 +173,7 @@ def _require_figures(record: RunRecord) -> None:
 def remove_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a finished run."""
     for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)  # another process may be removing it too
 
 
 def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:

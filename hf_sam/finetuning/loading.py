@@ -11,19 +11,20 @@ from transformers.utils import logging
 
 from ..vision import (
     EVAL_SPLITS,
+    TASKS,
     ModelSource,
     Splits,
+    Task,
     drop_bad_images,
     find_column,
-    load_digits,
-    load_hub,
     load_local,
+    load_task,
     select_split,
+    split_off,
     with_class_labels,
     with_label_noise,
 )
 from .fields import DataOptions, ModelOptions
-from .tasks import TASKS, Task
 
 logger = logging.get_logger("finetune")
 
@@ -71,14 +72,14 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
         if not options.evaluates_on_train:
             evaluation = _without_bad_images(evaluation, eval_split, options)
     if options.eval_share is not None:
-        train, evaluation = _split_off(train, "eval_share", options, seed=0)
+        train, evaluation = split_off(train, options.eval_share, option="eval_share", seed=0)
     train = _sample(train, options.max_train_samples, seed)
     if options.label_noise:
         train = with_label_noise(
             train, options.label_noise, classes=len(splits.label_names), seed=seed
         )
     if options.holdout is not None:
-        train, evaluation = _split_off(train, "holdout", options, seed=seed)
+        train, evaluation = split_off(train, options.holdout, option="holdout", seed=seed)
     return dataclasses.replace(
         splits,
         train=train,
@@ -100,9 +101,7 @@ def find_splits(options: DataOptions, task: Task) -> datasets.DatasetDict:
     if options.data_dir is not None:
         names = [name for name in (task.train_split, task.eval_split) if name]
         return load_local(Path(options.data_dir), "+".join(names).split("+"))
-    if task.hub_id is None:
-        return load_digits()
-    return load_hub(task.hub_id, revision=task.revision, data_files=task.data_files)
+    return load_task(task)
 
 
 def eval_split_of(task: Task, found: Container[str]) -> str:
@@ -178,16 +177,6 @@ def _without_bad_images(
         + (f": {', '.join(bad[:10])}" if bad else "")
     )
     return good
-
-
-def _split_off(
-    rows: datasets.Dataset, name: str, options: DataOptions, *, seed: int
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    share = getattr(options, name)
-    if round(share * len(rows)) in (0, len(rows)):
-        raise ValueError(f"`{name}` {share} of {len(rows)} images must leave some in both parts.")
-    parts = rows.train_test_split(test_size=round(share * len(rows)), seed=seed)
-    return parts["train"], parts["test"]
 
 
 def _sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import sys
-from argparse import SUPPRESS, _StoreFalseAction
+from argparse import SUPPRESS, Namespace, _StoreFalseAction
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,7 @@ def parse_options(
     first, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown(unknown[0], names))
-    config = config_named(first.config) if first.config else None
-    if first.config is None and not (first.model or first.weights or first.init_scratch):
-        config = recipe_of(first.dataset)
-    if config:
+    if config := config_named(first.config) if first.config else _own_recipe(first):
         given = without_rivals(arguments_of(config, options), argv)
         argv = [*given, *argv]  # the last value of an option counts
         first, _ = parser.parse_known_args(argv)
@@ -107,6 +104,18 @@ def parse_options(
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     _check_pushing(args)
     return data, model, args
+
+
+def with_recipe(argv: Sequence[str]) -> list[str]:
+    """Add the recipe of the data set that the arguments name, where they choose no network."""
+    first, _ = _command_line_parser().parse_known_args(argv)
+    recipe = None if first.config else _own_recipe(first)
+    return list(argv) if recipe is None else [*argv, f"--config={'/'.join(recipe.parts[-2:])}"]
+
+
+def _own_recipe(first: Namespace) -> Path | None:
+    chosen = first.model or first.weights or first.init_scratch
+    return None if chosen else recipe_of(first.dataset)
 
 
 def _command_line_parser() -> HfArgumentParser:

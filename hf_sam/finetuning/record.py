@@ -13,12 +13,11 @@ import timm
 from .. import SAMConfig, SAMTrainer
 from ..reporting.commands import last_part, shown_command, without_path
 from ..reporting.model_card import METRICS, RunRecord, settings_of
-from ..vision import CIFAR_NETWORKS, Classifier, ModelSource, Splits
+from ..vision import CIFAR_NETWORKS, Classifier, ModelSource, Splits, Task
 from .arguments import without_options
 from .fields import DataOptions
 from .hub import OF_THE_HUB
 from .stopwatch import stopwatch_of
-from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Run:
     source: ModelSource
     classifier: Classifier
     checkpoint: str | None
+    freezes_batch_norm: bool
 
 
 def describe(
@@ -42,7 +42,6 @@ def describe(
     """Collect the record of a finished run."""
     source, args = run.source, trainer.args
     base = last_part(source.name)
-    is_hub = source.own_weights and not Path(source.name).exists()
     return RunRecord(
         dataset=data.dataset or (last_part(data.data_dir) if data.data_dir else "digits"),
         dataset_id=None if data.data_dir else run.task.hub_id,
@@ -51,7 +50,7 @@ def describe(
         eval_examples=len(run.splits.eval),
         classes=len(run.splits.label_names),
         base=base,
-        base_model=(source.name if "/" in source.name else f"timm/{base}") if is_hub else None,
+        base_model=_hub_id(source),
         timm=run.classifier.processor is None,
         report=str(run.classifier.report),
         command=command_of("finetune", argv),
@@ -71,6 +70,10 @@ def describe(
 def _chosen(data: DataOptions) -> dict[str, Any]:
     """Return the options for the images that are not at their defaults."""
     names = (
+        "train_split",
+        "eval_share",
+        "holdout",
+        "skip_bad_images",
         "crop_scale",
         "crop_padding",
         "horizontal_flip",
@@ -96,7 +99,7 @@ def command_of(name: str, argv: Sequence[str]) -> str:
 
 
 def _model_options(run: Run) -> dict[str, Any]:
-    """Return the network's image size and normalisation, and the arguments it was built with."""
+    """Return the network's image size, normalisation and arguments, and frozen BatchNorm."""
     config = run.classifier.data_config
     kwargs = json.loads(without_path(json.dumps(dict(run.source.model_kwargs))))
     return {
@@ -104,7 +107,16 @@ def _model_options(run: Run) -> dict[str, Any]:
         "mean": [round(float(value), 6) for value in config["mean"]],
         "std": [round(float(value), 6) for value in config["std"]],
         "model_kwargs": kwargs or None,
+        "freeze_batch_norm": run.freezes_batch_norm or None,
     }
+
+
+def _hub_id(source: ModelSource) -> str | None:
+    """Return where on the Hub the pretrained weights come from; None if from elsewhere."""
+    name = source.name.removeprefix("timm/")
+    if not source.own_weights or Path(source.name).exists():
+        return None
+    return timm.get_pretrained_cfg(name).hf_hub_id if timm.is_model(name) else source.name
 
 
 def _license(source: ModelSource) -> str | None:

@@ -252,7 +252,8 @@ def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> 
     card = ModelCard.load(path)
     tags = card.data.tags or []
     card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
-    card.text += "\n" + sam_section(_sam_settings(sam, schedule))
+    average = {"weight_average": sam.weight_average} if sam.weight_average else {}
+    card.text += "\n" + sam_section(_sam_settings(sam, schedule) | average)
     card.save(path)
 
 

@@ -43,7 +43,7 @@ class Ascent:
         """
         self.name, self.method = sam.method, sam.chosen_method
         self.memory: Memory = {}
-        self.fidelity: Tensor | None = None  # (2,) of the first perturbation since it was None
+        self.fidelity: Tensor | None = None  # (2,) of the first perturbation since the last log
         self._sam, self._accelerator, self._engine = sam, accelerator, engine
         self._moved = None if model is None else _moved(model, sam.perturb)
         self._is_fidelity_known = False

@@ -105,12 +105,12 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
         )
     if optimizer is not None:  # there is none in a training step outside of `train()`
         require_descent_only(optimizer)
+        method.require_optimizer(optimizer)
     _check_outside(sam, parts, ranks)
     if is_global:
         require_one_perturbation(
             sam.method, scope=sam.ascent_scope, accumulation=accumulation, ranks=ranks
         )
-    method.require_optimizer(optimizer)
     if method.changes_gradient and isinstance(optimizer, torch.optim.SparseAdam):
         raise ValueError(
             f"SparseAdam must find sparse gradients, got {sam.method}, which makes them dense: use "

@@ -43,17 +43,17 @@ def load_memory(ascent: Ascent, folder: str | None, params: Mapping[str, Tensor]
     Raises:
         ValueError: If the file cannot be read.
     """
-    if folder is None:
+    if folder is None or not ascent.method.has_memory:
         return
     path = Path(folder, MEMORY_FILE)
     if not path.is_file():
-        if ascent.method.has_memory:
-            logger.warning(f"There is no {path}: {ascent.name} begins anew.")
+        logger.warning(f"There is no {path}: {ascent.name} begins anew.")
         return
     remedy = f"resume from another checkpoint, or remove the file, and {ascent.name} begins anew."
     fitting, metadata = read_tensors(path, params, remedy=remedy)
-    if metadata.get("method") != ascent.name or not fitting:
-        of = metadata.get("method")
-        logger.warning(f"{path} is of {of}, or of another model: {ascent.name} begins anew.")
+    of = metadata.get("method")
+    if of != ascent.name or not fitting:
+        other = "another model" if of == ascent.name else of
+        logger.warning(f"{path} is of {other}: {ascent.name} begins anew.")
         return
     ascent.memory = {name: placed_as(params[name], x) for name, x in fitting.items()}

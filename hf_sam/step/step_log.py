@@ -64,11 +64,12 @@ class StepLog:
         """Return the log entries, averaged over the steps that had a perturbation.
 
         `perturbed_loss` is averaged as the Trainer's `loss` is, `sharpness` is perturbed minus
-        clean, and `ascent_grad_norm` the L2 norm of the clean gradient of the mean loss, averaged
-        over perturbations and ranks. (It is off where a model accepts `num_items_in_batch` and
-        ignores it, unless `loss_is_scaled_for_ga` is False.) For weights of fewer bits than
-        float32, `perturbation_fidelity` is the share of the norm that rounding left and
-        `perturbation_cosine` says how well it kept the direction, both at the first perturbation.
+        clean, and `ascent_grad_norm` the L2 norm of the clean gradient of the mean loss in the
+        perturbed parameters, averaged over perturbations and ranks. (It is off where a model
+        accepts `num_items_in_batch` and ignores it, unless `loss_is_scaled_for_ga` is False.) For
+        weights of fewer bits than float32, `perturbation_fidelity` is the share of the norm that
+        rounding left and `perturbation_cosine` says how well it kept the direction, both at the
+        first perturbation.
 
         Args:
             of_ranks: Of shape (ranks, 6), each row from `sums`. Synchronises with the host.

@@ -14,12 +14,13 @@ from .data import (
     load_local,
     select_split,
     with_class_labels,
-    with_label_noise,
 )
 from .dataset import EpochOfData, ImageDataset, drop_bad_images
 from .decoding import MAX_IMAGE_PIXELS, BadImageError
 from .memory import require_memory
 from .models import load_classifier
+from .sampling import split_off, with_label_noise
+from .tasks import TASKS, Task, load_task
 from .transforms import build_transforms, resize_whole, soft_cross_entropy
 from .weights import LoadReport
 from .wide_resnet import CIFAR_NETWORKS
@@ -28,6 +29,7 @@ __all__ = [
     "CIFAR_NETWORKS",
     "EVAL_SPLITS",
     "MAX_IMAGE_PIXELS",
+    "TASKS",
     "BadImageError",
     "Classifier",
     "EpochOfData",
@@ -35,6 +37,7 @@ __all__ = [
     "LoadReport",
     "ModelSource",
     "Splits",
+    "Task",
     "build_transforms",
     "drop_bad_images",
     "find_column",
@@ -43,11 +46,13 @@ __all__ = [
     "load_digits",
     "load_hub",
     "load_local",
+    "load_task",
     "require_memory",
     "require_rgb",
     "resize_whole",
     "select_split",
     "soft_cross_entropy",
+    "split_off",
     "with_class_labels",
     "with_label_noise",
 ]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import numpy as np
 from datasets import ClassLabel, DatasetDict, Image, Value
 from huggingface_hub import constants
 from PIL.Image import fromarray
@@ -256,27 +255,6 @@ def with_class_labels(
         label_names=[str(name) for name in classes],
         eval_split=eval_split,
     )
-
-
-def with_label_noise(
-    rows: datasets.Dataset, share: float, *, classes: int, seed: int
-) -> datasets.Dataset:
-    """Add symmetric label noise: replace labels by other classes (section 3.3 of arXiv 2010.01412).
-
-    Args:
-        rows: As `Splits` has them.
-        share: Fraction of the rows whose label is replaced, in [0, 1]; they are drawn at random.
-        classes: Number of classes; each of the other ones is equally likely.
-        seed: Seed of both draws.
-
-    Returns:
-        The rows with `label` changed.
-    """
-    random = np.random.default_rng([seed, 1])  # not the stream that a held-out part is drawn from
-    labels = np.asarray(rows["label"])
-    replaced = random.permutation(len(labels))[: round(share * len(labels))]
-    labels[replaced] = (labels[replaced] + random.integers(1, classes, len(replaced))) % classes
-    return rows.remove_columns("label").add_column("label", labels.tolist())
 
 
 def _labels(rows: datasets.Dataset, column: str) -> list[str | int | None]:

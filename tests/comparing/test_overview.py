@@ -52,6 +52,12 @@ def test_a_row_is_an_arm_with_sam_minus_base_at_twice_the_epochs() -> None:
     assert rows[1].difference == Interval(1.0, 0.0, 2)
 
 
+def test_zero_is_zero_however_it_is_written_and_dearer_is_not_equal() -> None:
+    plain, dear = ("plain", "0.0", 200, [1.0, 1.0, 1.0]), ("dear", "0.1", 400, [1.0, 1.0, 1.0])
+    rows = rows_of(made(BASE, TWICE, plain, dear))
+    assert [(row.arm, row.is_equal_cost) for row in rows] == [("dear", False)]
+
+
 def test_nothing_is_compared_without_the_baseline() -> None:
     assert rows_of(made(BASE, ("sam", "0.1", 200, [1.0, 2.0]))) == []
     assert rows_of(made(BASE, TWICE)) == []

@@ -38,10 +38,19 @@ def test_grid_concerns_an_arm_where_it_can() -> None:
     assert parse_plan([]).trials(made.arms[2]) == []
 
 
+def test_an_arm_with_another_network_keeps_the_recipe() -> None:
+    words = "--dataset oxford_pets --arm other model=resnet18 --arm scratch init_scratch=true"
+    made = parse_plan(words.split())
+    epochs = {arm.name: made.parsed(arm.options)[2].num_train_epochs for arm in made.arms}
+    assert epochs == {"base": 50, "base_2x": 100, "sam": 50, "other": 50, "scratch": 50}
+
+
 REFUSED = [
     ("--rho 0", "`rho` must be > 0 here"),
     ("--seeds 0", "`seeds` must be >= 1"),
     ("--sweep_seeds 0", "`sweep_seeds` must be >= 1"),
+    ("--sweep_seeds 2", "`sweep_seeds` has no effect without `--sweep`"),
+    ("--sweep_split validation", "`sweep_split` has no effect without `--sweep`"),
     ("--seed 3", "`seed` is set by the plan"),
     ("--data_seed 3", "`data_seed` is set by the plan"),
     ("--load_best_model_at_end --eval_strategy epoch", "`load_best_model_at_end` is set by"),

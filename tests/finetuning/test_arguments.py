@@ -9,7 +9,7 @@ from images import message_of
 from hf_sam.comparing import plan
 from hf_sam.finetuning import arguments, finetune
 from hf_sam.finetuning.options import parse_options
-from hf_sam.finetuning.tasks import TASKS
+from hf_sam.vision import TASKS
 
 
 def picked(*argv: str) -> list[str]:

@@ -10,7 +10,7 @@ from hf_sam import SAMConfig
 from hf_sam.finetuning import finetune
 from hf_sam.finetuning.options import parse_options
 from hf_sam.finetuning.suggestions import alike, edits
-from hf_sam.finetuning.tasks import TASKS
+from hf_sam.vision import TASKS
 
 TYPED = [
     ("rhoo", "rho"),

@@ -20,8 +20,7 @@ from transformers import AutoModelForImageClassification
 from hf_sam.finetuning import finetune
 from hf_sam.finetuning.loading import load_splits, task_of
 from hf_sam.finetuning.options import parse_options
-from hf_sam.finetuning.tasks import TASKS
-from hf_sam.vision import ImageDataset, build_transforms, with_class_labels
+from hf_sam.vision import TASKS, ImageDataset, build_transforms, with_class_labels
 
 RECIPE = ROOT / "recipes" / "finetune.py"
 

@@ -14,7 +14,7 @@ import hf_sam.vision.data
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.finetuning import finetune, loading
 from hf_sam.finetuning.options import parse_options
-from hf_sam.finetuning.tasks import TASKS
+from hf_sam.vision import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_no_network_names_the_alternatives(tmp_path: Path) -> None:
 
 def test_hub_copy_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = datasets.DatasetDict(train=dataset(), test=dataset())
-    monkeypatch.setattr(loading, "load_hub", lambda *args, **kwargs: splits)
+    monkeypatch.setattr(loading, "load_task", lambda task: splits)
     said = message_of([*TINY, "--dataset", "oxford_pets", "--output_dir", str(tmp_path / "o")])
     assert "train has 12 examples, not 3680" in said
     assert "pass `--data_dir`" in said

@@ -23,7 +23,7 @@ from hf_sam.finetuning import finetune
 from hf_sam.finetuning.loading import model_source, task_of
 from hf_sam.finetuning.options import DEFAULTS, parse_options
 from hf_sam.finetuning.resolved import as_yaml, image_size
-from hf_sam.finetuning.tasks import TASKS
+from hf_sam.vision import TASKS
 from hf_sam.vision.transforms import blank_square
 
 RECIPES = ROOT / "recipes"

@@ -13,12 +13,15 @@ from hf_sam.reporting.model_card import without_tokens
 def test_the_trainers_own_card_gains_sam(tmp_path: Path) -> None:
     model = build("mlp")
     model.config = PreTrainedConfig()
-    trainer = make_trainer(model, tmp_path, rho=0.3, adaptive=True, max_steps=2)
+    trainer = make_trainer(
+        model, tmp_path, rho=0.3, adaptive=True, weight_average="ema:0.9", max_steps=2
+    )
     trainer.train()
     trainer.create_model_card(model_name="small", tags=["mine"])
     card = ModelCard.load(tmp_path / "README.md")
     assert {"mine", "sharpness-aware-minimization", "hf_sam"} <= set(card.data.tags)
-    for part in ("| `rho` | 0.3 |", "| `adaptive` | True |", "foret2021", "kwon2021"):
+    rows = ("| `rho` | 0.3 |", "| `adaptive` | True |", "| `weight_average` | ema:0.9 |")
+    for part in (*rows, "foret2021", "kwon2021"):
         assert part in card.text
 
 

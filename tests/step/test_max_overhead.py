@@ -178,6 +178,14 @@ def test_a_step_outside_of_train_has_no_length(tmp_path: Path) -> None:
             trainer.training_step(trainer.model, batch)
 
 
+@pytest.mark.parametrize("method", ["sam", "msam", "s2sam", "looksam", "gsam"])
+def test_every_method_makes_a_step_outside_of_train(method: str, tmp_path: Path) -> None:
+    trainer = make_trainer(build("mlp"), tmp_path, method=method)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    assert float(trainer.training_step(trainer.model, batch)) > 0
+    assert all(p.grad is not None for p in trainer.model.parameters())
+
+
 def test_what_was_chosen_is_in_the_card(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data": texts(), "dtype": torch.float32, "max_steps": 4}
     trainer = make_trainer(llama(), tmp_path, max_overhead=1.2, **settings)

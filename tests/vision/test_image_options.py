@@ -10,6 +10,7 @@ import torch
 from images import TINY, dataset, message_of, pictures, write_parquet
 from PIL import Image
 
+from hf_sam.finetuning.fields import BatchOptions
 from hf_sam.finetuning.loading import load_splits, task_of
 from hf_sam.finetuning.options import parse_options
 from hf_sam.vision import (
@@ -239,6 +240,7 @@ REFUSED = [
     ("--m 0", "`m` must be >= 1"),
     ("--batch_size 64 --gradient_accumulation_steps 2", "exclude each other"),
     ("--m 4 --ascent_scope global", "`m` goes with `ascent_scope` micro_batch"),
+    ("--m 4 --method gsam", "`ascent_scope` micro_batch, got global, which is that of gsam"),
     ("--label_noise 1.5", "`label_noise` must be in [0, 1]"),
     ("--holdout 1", "`holdout` must be a share"),
     ("--eval_share 0", "`eval_share` must be a share"),
@@ -246,6 +248,16 @@ REFUSED = [
     ("--cutout 0", "`cutout` must be >= 1"),
     ("--crop_padding 4 --crop_scale 0.5 1", "exclude each other"),
 ]
+
+
+@pytest.mark.parametrize("launched", ["FSDP", "DEEPSPEED"])
+def test_one_perturbation_for_all_devices_has_no_m(
+    launched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = parse_options([])[2]
+    monkeypatch.setenv(f"ACCELERATE_USE_{launched}", "true")
+    with pytest.raises(ValueError, match="`m` must be left out under FSDP and DeepSpeed, got 16"):
+        BatchOptions(m=16).apply(args)
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=[o for o, _ in REFUSED])

@@ -8,6 +8,10 @@ finetune` checks the sizes when it loads them.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import datasets
+
+from .data import load_digits, load_hub
+
 
 @dataclass(frozen=True)
 class PaperErrors:
@@ -136,3 +140,14 @@ TASKS: dict[str, Task] = {
         limits="Gated: accept its terms on the Hub first.",
     ),
 }
+
+
+def load_task(task: Task) -> datasets.DatasetDict:
+    """Load all splits of a known data set, bundled or from the Hub.
+
+    Raises:
+        ValueError: If they cannot be loaded.
+    """
+    if task.hub_id is None:
+        return load_digits()
+    return load_hub(task.hub_id, revision=task.revision, data_files=task.data_files)
