@@ -12,6 +12,7 @@ from .average_rule import rule_of
 from .backends import engine_of
 from .config import SAMArguments
 from .step.checks import base_optimizer
+from .step.holders import Holders
 from .step.weight_average import AVERAGE_FILE, WeightAverage
 
 if TYPE_CHECKING:
@@ -113,7 +114,10 @@ class AverageMixin(AnyTrainer):
                 "checkpoints: set `hub_strategy=end`, and call `push_to_hub` after `train`."
             )
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        average = WeightAverage(rule_of(written), bare, self.optimizer, engine, max_steps)
+        inside = set(bare.modules())
+        found = Holders.of(bare, self).modules.items()
+        others = {f"trainer.{name}": module for name, module in found if module not in inside}
+        average = WeightAverage(rule_of(written), bare, self.optimizer, engine, max_steps, others)
         average.require_weights()
         return average
 

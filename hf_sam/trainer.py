@@ -95,7 +95,7 @@ class SAMMixin(AverageMixin):
         if not self._is_supported:  # rho was 0 when training started, or it has not
             check_backend(self, self.sam_arguments)
             self._check_model(model)
-        leave_evaluation(self.optimizer)
+        leave_evaluation(model, self.optimizer)
         parts = self._walk.parts_of(model, self)
         with self._overhead.step(), parts.engine.step():
             window, micro_batch = self._window_of(parts), MicroBatch(inputs, num_items_in_batch)
@@ -191,7 +191,7 @@ class SAMMixin(AverageMixin):
         check_model(self, self.sam_arguments, model, parts)
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator, parts.engine)
-        self.ascent_schedule = planned_schedule(self, self.sam_arguments)
+        self.ascent_schedule = planned_schedule(self, self.sam_arguments, parts)
         self._is_supported = True
 
     @property

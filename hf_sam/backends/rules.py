@@ -78,6 +78,12 @@ def require_supported_model(model: nn.Module, params: Mapping[str, Tensor]) -> N
             "SAM must drive one device from each process, got a model in DataParallel: pass the "
             f"model itself and start with `accelerate launch --multi_gpu`, or {REMEDY}."
         )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise ValueError(
+                f"SAM must find weights that only the optimizer changes, got `{name}` with "
+                f"`max_norm`, which rescales its own in each pass: leave that out, or {REMEDY}."
+            )
     for name, param in params.items():
         if param.is_complex() and param.requires_grad:
             raise ValueError(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 # Functions written in Python that hide nothing: of DDP, of FSDP2, and of torch.compile.
@@ -20,9 +20,9 @@ def backward_to(
     """Context manager in which `accelerator.backward` computes the gradients of some leaves alone.
 
     The forward pass and these gradients are the same, bit for bit; those of other parameters are
-    not computed. Where a part of the graph is hidden in a function that makes a backward pass of
-    its own (reentrant gradient checkpointing), all are computed. So they are for a loss whose
-    `backward` is called by itself.
+    not computed. Where a part of the graph is hidden in a function or hook that makes a backward
+    pass of its own (reentrant gradient checkpointing, cached losses), all are computed. So they are
+    for a loss whose `backward` is called by itself.
 
     Args:
         accelerator: Of the Trainer.
@@ -36,7 +36,7 @@ def backward_to(
 
     def backward(loss: Tensor, **kwargs: Any) -> None:
         needed = None if "inputs" in kwargs or not _takes_inputs(whole) else leaves()
-        limits = {"inputs": needed} if needed and is_all_seen(loss) else {}
+        limits = {"inputs": needed} if needed and is_all_seen(loss, needed) else {}
         whole(loss, **kwargs, **limits)
 
     accelerator.backward = backward
@@ -54,13 +54,16 @@ def _takes_inputs(backward: Callable[..., Any]) -> bool:
     return inspect.Parameter.VAR_KEYWORD in kinds
 
 
-def is_all_seen(loss: Tensor) -> bool:
-    """Return whether the graph of a loss, of any shape, shows every way to a parameter.
+def is_all_seen(loss: Tensor, leaves: Sequence[Tensor]) -> bool:
+    """Return whether the graph of a loss, of any shape, shows every way to the leaves.
 
-    A function written in Python may make a backward pass of its own, as reentrant checkpoints do,
-    and reach parameters by it that are not in the graph, or not only there.
+    A function written in Python, or the hook of another leaf, may make a backward pass of its own,
+    as reentrant checkpoints and cached losses do, and reach parameters that are not in the graph,
+    or not only there.
     """
-    found, waiting = set(), [loss.grad_fn]
+    left, found, waiting = set(map(id, leaves)), set(), [loss.grad_fn]
+    if loss._backward_hooks:
+        return False
     while waiting:
         node = waiting.pop()
         if node is None or node in found:
@@ -69,4 +72,8 @@ def is_all_seen(loss: Tensor) -> bool:
             return False
         found.add(node)
         waiting += [following for following, _ in node.next_functions]
-    return True
+        leaf = getattr(node, "variable", None)  # of the node that accumulates its gradient
+        if leaf is not None and leaf._backward_hooks and not isinstance(leaf, nn.Parameter):
+            return False
+        left.discard(id(leaf))
+    return not left

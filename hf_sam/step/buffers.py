@@ -112,13 +112,14 @@ class Buffers:
             if own.keys() != bound.keys() or any(own[n] is not b for n, b in bound.items()):
                 own.clear()
                 own.update(bound)
-        changed = [copy for copy in snapshot.copies.values() if not self._is_known(copy)]
+        copies = snapshot.copies.values()
+        changed = [copy for copy in copies if not (self._is_known(copy) or _is_same(copy))]
         for copy in changed:
             if copy.buffer.shape != copy.values.shape:
                 copy.buffer.resize_(copy.values.shape)
         if changed:
             torch._foreach_copy_([c.buffer for c in changed], [c.values for c in changed])
-        for copy in changed:
+        for copy in copies:
             copy.version = copy.buffer._version
         self._now = snapshot.copies
 
@@ -140,6 +141,15 @@ class Buffers:
     def _is_known(self, copy: _Copy) -> bool:
         """Whether a buffer certainly still has the values of its copy."""
         return self._still.get(id(copy.buffer)) is copy.buffer and copy.is_of_now
+
+
+def _is_same(copy: _Copy) -> bool:
+    """Whether a buffer on the host has the values of its copy; it may be a file for reading only.
+
+    On a device a comparison would synchronise, where a copy does not.
+    """
+    is_cheap = copy.buffer.device.type == "cpu" and copy.buffer.layout == torch.strided
+    return is_cheap and torch.equal(copy.buffer, copy.values)
 
 
 def _is_writable(buffer: Tensor) -> bool:

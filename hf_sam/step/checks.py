@@ -45,6 +45,11 @@ def check_backend(trainer: Trainer, sam: SAMArguments) -> None:
             f"`ascent_fraction` must cut a batch between examples, got {uncut}: set "
             "`ascent_interval` instead."
         )
+    if getattr(trainer.args, "enable_jit_checkpoint", False) and sam.chosen_method.has_memory:
+        raise ValueError(
+            f"`enable_jit_checkpoint` saves before the optimizer's step, got {sam.method}, whose "
+            "memory is then that of after it: leave it out, or use a method without a memory."
+        )
     if generates(type(trainer)):
         raise ValueError(
             f"SAM must pass twice over one batch, got a {type(trainer).__name__}, which generates "
@@ -140,7 +145,7 @@ def _check_outside(sam: SAMArguments, parts: Parts, ranks: int) -> None:
 
 
 def require_descent_only(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a ValueError for an optimizer that makes its own passes, such as another SAM."""
+    """Raise a ValueError for an optimizer that makes its own passes or climbs, as another SAM."""
     kind = type(optimizer)
     closure = inspect.signature(kind.step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is closure.empty
@@ -150,10 +155,20 @@ def require_descent_only(optimizer: torch.optim.Optimizer) -> None:
             f"the base optimizer must step along the gradient that SAM leaves, got {kind.__name__}"
             ", which makes passes of its own: use the optimizer that it wraps, as SGD or AdamW."
         )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            f"the base optimizer must step down, got {kind.__name__} with maximize=True, for which "
+            "SAM would perturb the wrong way: minimize the negative of what is maximized."
+        )
 
 
-def leave_evaluation(optimizer: Any) -> None:
-    """Put an optimizer that swaps weights for evaluations (schedule-free) into training mode."""
+def leave_evaluation(model: nn.Module, optimizer: Any) -> None:
+    """Put what swaps weights for evaluations into training mode, which is no part of a pass.
+
+    These are optimizers (schedule-free) and modules that merge adapters into their weights.
+    """
+    if not model.training:
+        model.train()
     if isinstance(optimizer, AcceleratedOptimizer):
         optimizer.train()
 

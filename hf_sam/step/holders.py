@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import threading
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping, Set
@@ -22,12 +23,15 @@ NOT_IN_A_PASS = frozenset(
 )
 # Modules from these packages count their own passes.
 WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch._dynamo.", "deepspeed.")
-DEPTH = 3  # levels of nested containers and objects that are searched
+DEPTH = 6  # levels of nested containers and objects that are searched
 MOST = 64  # entries of a container that are searched
 OWN_OF_MODULES = frozenset(vars(nn.Module()))
 SEQUENCES = (list, tuple, deque, set, frozenset)
-CALLABLES = (functools.partial, types.MethodType, types.FunctionType)
+CALLABLES = (functools.partial, types.MethodType, types.FunctionType, staticmethod, classmethod)
 CONTAINERS = (Mapping, *SEQUENCES, *CALLABLES)
+# Of the standard library, and yet with attributes that are the user's.
+BAGS = (types.SimpleNamespace, threading.local)
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 @dataclass
@@ -77,13 +81,14 @@ class Holders:
                 if id(module) not in seen:
                     seen.add(id(module))
                     self.modules[below] = module
-                    self._visit_all(below, module._parameters | attributes(module), seen, depth)
+                    inner = module._parameters | attributes(module)
+                    self._visit_all(below, inner | _hooks_of(module), seen, depth)
                     self._visit_class(below, type(module), seen, depth)
         else:
             inner = _inner(value)
             if inner:
                 seen.add(id(value))
-            if inner and not isinstance(value, CONTAINERS):
+            if inner and not isinstance(value, CONTAINERS) and hasattr(value, "__dict__"):
                 self.objects[name] = value
                 self._visit_class(name, type(value), seen, depth)
             self._visit_all(name, inner, seen, depth)
@@ -104,7 +109,7 @@ def attributes(holder: object) -> dict[str, Any]:
     """Return an object's own attributes; for a module, without those of `nn.Module`."""
     own = getattr(holder, "__dict__", {})
     if not isinstance(holder, nn.Module):
-        return dict(own)
+        return dict(own) | _slots_of(holder)
     if type(holder).__module__.startswith(WRAPPERS):
         return {}
     # torch's older spectral norm and pruning compute `weight` from `weight_orig` in each pass
@@ -126,11 +131,34 @@ def _inner(value: Any) -> dict[str, Any]:
         return {"func": value.func, **_inner(value.args), **value.keywords}
     if isinstance(value, types.MethodType):
         return {"self": value.__self__}
+    if isinstance(value, staticmethod | classmethod):
+        return {"func": value.__func__}
     if isinstance(value, types.FunctionType):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         closed_over = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+        closed_over |= _global_generators(value)
         return closed_over | _inner(value.__defaults__ or ()) | (value.__kwdefaults__ or {})
-    return attributes(value) if _is_users(type(value)) and not isinstance(value, type) else {}
+    is_searched = _is_users(type(value)) or isinstance(value, BAGS)
+    return attributes(value) if is_searched and not isinstance(value, type) else {}
+
+
+def _slots_of(holder: object) -> dict[str, Any]:
+    """Return the attributes that an object keeps in slots."""
+    slots = [vars(kind).get("__slots__", ()) for kind in type(holder).__mro__]
+    names = [n for of in slots for n in ([of] if isinstance(of, str) else of)]
+    return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
+
+
+def _hooks_of(module: nn.Module) -> dict[str, Any]:
+    """Return the functions that a module's passes call beside its `forward`."""
+    return {name: list(getattr(module, name, {}).values()) for name in HOOKS}
+
+
+def _global_generators(function: types.FunctionType) -> dict[str, Any]:
+    """Return the generators that a function names and its file holds, as notebooks do."""
+    names = set(function.__code__.co_names) & function.__globals__.keys()
+    found = {name: function.__globals__[name] for name in names}
+    return {name: value for name, value in found.items() if is_generator(value)}
 
 
 def _is_users(kind: type) -> bool:

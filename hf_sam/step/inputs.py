@@ -15,6 +15,9 @@ def copied(micro_batch: MicroBatch) -> MicroBatch:
 
     Needed always, as a model may change the inputs in place for some batches only (mixup, masking).
     Costs a copy of the inputs in memory, for the duration of the pass.
+
+    Raises:
+        ValueError: If an input cannot be copied.
     """
     known: dict[int, Any] = {}
 
@@ -22,4 +25,10 @@ def copied(micro_batch: MicroBatch) -> MicroBatch:
         known[id(tensor)] = tensor.clone()
 
     recursively_apply(clone, micro_batch.inputs)
-    return replace(micro_batch, inputs=copy.deepcopy(micro_batch.inputs, known))
+    try:
+        return replace(micro_batch, inputs=copy.deepcopy(micro_batch.inputs, known))
+    except TypeError as error:  # as of generators, locks, files
+        raise ValueError(
+            f"SAM must copy each batch for its first pass, got one that it cannot ({error}): have "
+            "the data collator return tensors, numbers and texts."
+        ) from error

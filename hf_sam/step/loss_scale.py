@@ -31,11 +31,10 @@ def loss_scale(trainer: Trainer, window: Window) -> Tensor | float:
 
 def _share_of_window(trainer: Trainer, window: Window) -> Tensor | float:
     group, count = window.group, window.group[0].num_items_in_batch
-    is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # unknown to transformers 5.17
-    if is_scaled is None:
-        counted = trainer.model_accepts_loss_kwargs and count is not None
-        is_scaled = counted or trainer.compute_loss_func is not None
-    if not is_scaled:
+    said = getattr(trainer, "loss_is_scaled_for_ga", None)  # unknown to transformers 5.17
+    counted = trainer.model_accepts_loss_kwargs and count is not None
+    is_scaled = counted or trainer.compute_loss_func is not None if said is None else said
+    if not is_scaled or (said and count is None):
         return len(group) / window.length
     if count is None or not all("labels" in micro_batch.inputs for micro_batch in group):
         return float(len(group))  # of means, which compute_loss_func has not divided

@@ -8,6 +8,7 @@ from transformers.utils import logging
 from ..ascent.schedule import SMALLEST_CUT, AscentSchedule, steps_of, within
 from ..config import SAMArguments
 from .checks import why_uncut
+from .parts import Parts
 
 logger = logging.get_logger(__name__)
 
@@ -26,9 +27,10 @@ def rows_of(trainer: Trainer) -> int:
     return max(1, trainer._train_batch_size // ranks)
 
 
-def _least_rows(trainer: Trainer, sam: SAMArguments) -> int:
+def _least_rows(parts: Parts, sam: SAMArguments) -> int:
     """Return the fewest rows of a fraction: two for BatchNorm, or if `max_overhead` chose it."""
-    has_batch_norm = any(isinstance(module, _BatchNorm) for module in trainer.model.modules())
+    modules = parts.holders.modules.values()
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in modules)
     return SMALLEST_CUT if sam.max_overhead is not None or has_batch_norm else 1
 
 
@@ -69,8 +71,13 @@ def passes_per_step(args: TrainingArguments, steps: int = 1000) -> float:
     return schedule_of(args, args, steps, rows=rows, least=1).passes(steps) / steps
 
 
-def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
+def planned_schedule(trainer: Trainer, sam: SAMArguments, parts: Parts) -> AscentSchedule:
     """Return the ascent schedule of a run; log what `max_overhead` chose, warn if it never ascends.
+
+    Args:
+        trainer: The Trainer, about to train.
+        sam: SAM's settings.
+        parts: The parts of the model, and of what the trainer holds.
 
     Raises:
         ValueError: If the length of the run is needed, but not known outside of `train()`.
@@ -82,7 +89,7 @@ def planned_schedule(trainer: Trainer, sam: SAMArguments) -> AscentSchedule:
             "`max_overhead`, `rho_schedule` and an `ascent_start` below 1 need the length of a "
             "run, got a training step outside of `train()`: call that, or leave them out."
         )
-    rows, least = rows_of(trainer), _least_rows(trainer, sam)
+    rows, least = rows_of(trainer), _least_rows(parts, sam)
     schedule = schedule_of(trainer.args, sam, max_steps, rows=rows, least=least)
     if schedule.is_idle:
         logger.warning(

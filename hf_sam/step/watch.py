@@ -16,6 +16,7 @@ from ..ascent.shards import local
 from .counted import counted_by
 from .holders import MOST, Holders
 from .parts import Parts
+from .positions import Position, position_of
 from .replay import is_generator
 
 logger = logging.get_logger(__name__)
@@ -34,6 +35,7 @@ class Watch:
         """
         self._is_close, self._is_twice = True, is_twice
         self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
+        self._advanced: dict[str, str] = {}  # likewise, of iterators
         self._moved: set[str] = set()  # parameters that passes write to or move, as they are
         self._watched: dict[str, Tensor] = {}  # those of the parts that `_marked` is of
         self._names: list[str] = []  # of what can be marked
@@ -66,9 +68,10 @@ class Watch:
             )
         if is_state_seen:
             now = _state(parts.holders, counted)
-            self._changed |= {
-                place[1]: place[0] for place in state if now.get(place) != state[place]
-            }
+            for (place, name), before_it in state.items():
+                if now.get((place, name)) != before_it:
+                    is_iterator = isinstance(before_it, Position)
+                    (self._advanced if is_iterator else self._changed)[name] = place
 
     def _marks(self, parts: Parts) -> Marks:
         """Return aligned lists: the names, and values that change when a parameter is written to.
@@ -110,15 +113,25 @@ class Watch:
     def end_step(self) -> bool:
         """Warn of what the first optimizer step's passes changed; return whether this was it."""
         was_close, self._is_close = self._is_close, False
+        if was_close and self._advanced:
+            logger.warning(
+                f"Each pass takes from {_listed(self._advanced)}, so that SAM's second pass gets "
+                "what comes after the first one's. Take what both need in the data collator, or in "
+                "a `training_step` of your own before `super().training_step`."
+            )
         if was_close and self._changed:
-            listed = [f"`{name}` of {holder}" for name, holder in sorted(self._changed.items())]
             names = ", ".join(f'"{name}"' for name in sorted(self._changed))
             logger.warning(
-                f"Each pass changes {', '.join(listed)}, and SAM makes two. If later passes depend "
-                "on what is kept there, have the second begin where the first did, and count once: "
-                f"`counted_once = (*SAMTrainer.counted_once, {names})` in the trainer's class."
+                f"Each pass changes {_listed(self._changed)}, and SAM makes two. If later passes "
+                "depend on what is kept there, have the second begin where the first did, and "
+                f"count once: `counted_once = (*SAMTrainer.counted_once, {names})` in the class "
+                "of the trainer."
             )
         return was_close
+
+
+def _listed(attributes: Mapping[str, str]) -> str:
+    return ", ".join(f"`{name}` of {holder}" for name, holder in sorted(attributes.items()))
 
 
 def _has_mark(param: Tensor) -> bool:
@@ -171,6 +184,8 @@ def _comparable(value: Any, known: set[int], depth: int) -> Any:
         return value.shape, crc32(np.ascontiguousarray(value).data)
     if isinstance(value, count):
         return repr(value)
+    if isinstance(value, Iterator):
+        return position_of(value)
     if id(value) in known or depth == 0 or isinstance(value, nn.Module) or is_generator(value):
         return None
     if isinstance(value, Mapping):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,20 @@ class WeightAverage:
     """
 
     def __init__(
-        self, rule: Rule, model: nn.Module, optimizer: Any, engine: Engine, max_steps: int
+        self,
+        rule: Rule,
+        model: nn.Module,
+        optimizer: Any,
+        engine: Engine,
+        max_steps: int,
+        others: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """Begin before the first step.
 
         Args:
             rule: Which steps are averaged.
             model: The model, unwrapped.
+            others: Modules outside the model, as of a loss, by name.
             optimizer: The base optimizer; what it does not hold does not change.
             engine: The engine that has prepared the model.
             max_steps: Optimizer steps of the run.
@@ -49,6 +56,7 @@ class WeightAverage:
         self.tensors: dict[str, Tensor] = {}  # the average, by name, in one order on all ranks
         self._joined: dict[str, int] = {}  # the count before each of them was trained
         self._model, self._optimizer, self._engine = model, optimizer, engine
+        self._others = others or {}
         self._is_applied = False
 
     def require_weights(self) -> None:
@@ -90,7 +98,7 @@ class WeightAverage:
         if self._is_applied or not self.count:
             yield
             return
-        with torch.no_grad(), self._engine.step():
+        with torch.no_grad(), self._unmerged():
             saved = {name: local(x).clone() for name, x in self._now().items()}
         self._is_applied = True
         try:
@@ -98,18 +106,36 @@ class WeightAverage:
             yield
         finally:
             self._is_applied = False
-            with torch.no_grad(), self._engine.step():
-                for name, x in self._now().items():
-                    if name in saved:  # and not what a callback has begun to train since
-                        local(x).copy_(saved[name])
+            self._put(saved)
 
-    @torch.no_grad()
     def put_in_place(self) -> None:
         """Overwrite the weights by their average."""
-        with self._engine.step():
+        self._put(self.tensors)
+
+    @torch.no_grad()
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the weights, and leave what a callback has begun to train since."""
+        with self._unmerged():
             for name, x in self._now().items():
-                if name in self.tensors:
-                    local(x).copy_(local(self.tensors[name]))
+                if name in tensors:
+                    local(x).copy_(local(tensors[name]))
+
+    @contextmanager
+    def _unmerged(self) -> Iterator[None]:
+        """Context manager in which weights are as they are trained.
+
+        A module that merges an adapter into its weights for evaluations takes it out of them again
+        in training mode, by what the adapter is then.
+        """
+        was_training = self._model.training
+        with self._engine.step():
+            if not was_training:
+                self._model.train()
+            try:
+                yield
+            finally:
+                if not was_training:
+                    self._model.eval()
 
     def agree(self) -> None:
         """Have all ranks take the statistics of rank 0, which a checkpoint has; all must call."""
@@ -164,7 +190,7 @@ class WeightAverage:
             if optimized.pop(id(param), None) is not None:
                 found[name] = param
         found |= {f"optimizer.{i}": param for i, param in enumerate(optimized.values())}
-        for prefix, module in self._model.named_modules():
+        for prefix, module in [*self._model.named_modules(), *self._others.items()]:
             if isinstance(module, _NormBase) and module.running_mean is not None:
                 for name in STATISTICS:
                     found[f"{prefix}.{name}"] = getattr(module, name)

@@ -229,6 +229,15 @@ def test_the_loss_budget_follows_the_schedule(tmp_path: Path) -> None:
     torch.testing.assert_close(oracles.flat_weights(model), w, rtol=0, atol=1e-10)
 
 
+def test_smoothing_of_what_is_trained_later_begins_with_its_own_first_gradient() -> None:
+    vasso, memory = method_of("vasso", "theta=0.25"), {}
+    vasso.direction(["w", "v"], [torch.tensor([4.0]), None], 1.0, memory)
+    found = vasso.direction(["w", "v"], [torch.tensor([8.0]), torch.tensor([3.0])], 1.0, memory)
+    assert [float(d) for d in found] == [5.0, 3.0]
+    found = vasso.direction(["w", "v"], [torch.tensor([5.0]), torch.tensor([7.0])], 1.0, memory)
+    assert [float(d) for d in found] == [5.0, 4.0]
+
+
 def test_smoothing_begins_with_the_first_gradient_that_is_finite() -> None:
     """A gradient that overflows under a gradient scaler is as if it had not been."""
     vasso, memory = method_of("vasso", "theta=0.25"), {}

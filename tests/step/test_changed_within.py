@@ -1,5 +1,6 @@
 """What a pass changes beside the gradients: counted once, named to the user, or refused."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from cases import build, make_trainer
 from stateful import SMALL
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from hf_sam import SAMTrainer
 
@@ -44,6 +46,37 @@ def test_what_a_pass_changes_is_named_once(
     assert len(told) == 1
     assert "`average` of the trainer" in told[0]
     assert 'counted_once = (*SAMTrainer.counted_once, "average")' in told[0]
+
+
+ENDLESS = [
+    ("list", lambda: iter([1.0] * 99)),
+    ("loader", lambda: iter(DataLoader(range(99)))),
+    ("cycle", lambda: itertools.cycle(DataLoader(range(9)))),
+    ("zip", lambda: zip(DataLoader(range(99)), itertools.count(), strict=False)),
+    ("map", lambda: map(str, range(99))),
+    ("generator", lambda: (x for _ in range(99) for x in DataLoader(range(9)))),
+]
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+@pytest.mark.parametrize(("name", "made"), ENDLESS, ids=[name for name, _ in ENDLESS])
+def test_an_iterator_that_passes_take_from_is_named(
+    name: str, made: Any, is_used: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a loader of unlabelled images: the second pass would get other ones."""
+
+    class Takes(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            if is_used:
+                next(self.others)
+            return model(**inputs)["loss"]
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Takes, max_steps=2)
+    trainer.others = made()
+    trainer.train()
+    told = [r.message for r in caplog.records if "Each pass" in r.message]
+    assert len(told) == is_used
+    assert all("takes from `others` of the trainer" in message for message in told)
 
 
 class Meter:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CLASSES, build, make_trainer
+from hidden_draws import GENERATORS
 from scenarios import PLAIN
 from stateful import SMALL, Stateful, plain_step
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class Packed(Stateful):
         return (self.graph @ torch.ones(CLASSES, 1, dtype=x.dtype)).flatten()
 
 
-@pytest.mark.parametrize("kind", [DrawsByClass, DrawsFromDeque, CountedByInstance])
+@pytest.mark.parametrize("kind", [DrawsByClass, DrawsFromDeque, CountedByInstance, *GENERATORS])
 def test_modules(kind: type[Stateful], tmp_path: Path) -> None:
     def make(trainer: type[Trainer]) -> tuple[type[Trainer], nn.Module, dict[str, Any]]:
         DrawsByClass.generator.manual_seed(0)

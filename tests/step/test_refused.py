@@ -1,5 +1,6 @@
 """What SAM would get wrong is refused when training starts, with the rule and the remedy."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from cases import build, make_trainer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_sam import SAMTrainer
 from hf_sam.backends import engine_of
@@ -126,6 +127,41 @@ def test_complex_parameters(tmp_path: Path) -> None:
     model.phase = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
     with pytest.raises(ValueError, match="must find real parameters, got `phase`"):
         make_trainer(model, tmp_path).train()
+
+
+def test_optimizers_that_climb(tmp_path: Path) -> None:
+    model = build("mlp")
+    climbing = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+    given: dict[str, Any] = {"optimizers": (climbing, None)}
+    with pytest.raises(ValueError, match="must step down, got SGD with maximize=True"):
+        make_trainer(model, tmp_path, trainer_kwargs=given).train()
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Embedding, torch.nn.EmbeddingBag])
+def test_weights_that_a_pass_rescales(kind: type[torch.nn.Module], tmp_path: Path) -> None:
+    model = build("mlp")
+    model.table = kind(4, 2, max_norm=1.0)
+    with pytest.raises(ValueError, match="got `table` with `max_norm`, which rescales its own"):
+        make_trainer(model, tmp_path).train()
+
+
+@pytest.mark.skipif(
+    not hasattr(TrainingArguments, "enable_jit_checkpoint"), reason="unknown to this transformers"
+)
+def test_checkpoints_between_gradient_and_step(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"enable_jit_checkpoint": True}
+    with pytest.raises(ValueError, match="saves before the optimizer's step, got vasso"):
+        make_trainer(build("mlp"), tmp_path, method="vasso", **settings).train()
+    make_trainer(build("mlp"), tmp_path, method="gsam", **settings).train()
+
+
+def test_batches_that_cannot_be_copied(tmp_path: Path) -> None:
+    class Locks(SAMTrainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any) -> torch.Tensor:
+            return super().training_step(model, {**inputs, "lock": threading.Lock()}, *args)
+
+    with pytest.raises(ValueError, match=r"cannot pickle '_thread.lock' object\): have the data"):
+        make_trainer(build("mlp"), tmp_path, trainer=Locks).train()
 
 
 def test_first_version_of_fsdp() -> None:

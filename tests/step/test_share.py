@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from cases import Recorder, build, examples, make_trainer
+from cases import CLASSES, Recorder, build, examples, make_trainer
 from counters import CountExamples
 from method_table import RHO, momentum
 from tiny_transformers import llama, texts
@@ -212,6 +212,18 @@ def test_batch_norm_has_two_examples(count: int, fraction: float, tmp_path: Path
     steps = math.ceil(count / 8)
     assert counter.examples == count + 2 * steps
     assert trainer.gradient_evaluations == round(steps * 1.25)
+
+
+def test_batch_norm_of_a_head_outside_has_two_examples_too(tmp_path: Path) -> None:
+    class Headed(SAMTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            logits = self.head(model.body(inputs["x"]))
+            return torch.nn.functional.cross_entropy(logits, inputs["labels"])
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Headed, ascent_fraction=0.125)
+    trainer.head = torch.nn.BatchNorm1d(CLASSES, affine=False).double()
+    trainer.train()
+    assert trainer.gradient_evaluations == round(trainer.state.global_step * 1.25)
 
 
 def test_the_batch_stays_of_its_kind() -> None:

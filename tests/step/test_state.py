@@ -6,6 +6,7 @@ At a rho that moves nothing in float64 SAM is the plain Trainer, whatever a forw
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import build, make_trainer
@@ -54,6 +55,17 @@ def test_one_pass_counts(fraction: float, tmp_path: Path) -> None:
     model = Counts().double()
     make_trainer(model, tmp_path, max_steps=5, ascent_fraction=fraction).train()
     assert model.passes == 5
+
+
+def test_a_buffer_in_a_file_for_reading_only(tmp_path: Path) -> None:
+    """Writing its own values into it would end the process."""
+    np.save(tmp_path / "table.npy", np.ones((8, 6)))
+    model = build("mlp")
+    table = torch.from_numpy(np.load(tmp_path / "table.npy", mmap_mode="r"))
+    model.register_buffer("table", table, persistent=False)
+    trainer = make_trainer(model, tmp_path, max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_inputs_changed_at_some_steps(tmp_path: Path) -> None:

@@ -190,14 +190,14 @@ def test_log_filters_a_nan_as_the_trainer_does(tmp_path: Path) -> None:
     not hasattr(Trainer, "loss_is_scaled_for_ga"), reason="a flag of later versions than 5.17"
 )
 @pytest.mark.parametrize("scope", ASCENT_SCOPES)
-@pytest.mark.parametrize("scaled", [None, False])
+@pytest.mark.parametrize("scaled", [None, False, True])
 def test_ascent_grad_norm_follows_the_trainers_flag(
     scaled: bool | None, scope: str, tmp_path: Path
 ) -> None:
-    """A loss function that leaves means as they are gives one norm, divided or not."""
+    """A loss function gives one norm, whether it, the Trainer or nobody divides its means."""
 
     def mean(out: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        return F.cross_entropy(out["logits"], labels)
+        return F.cross_entropy(out["logits"], labels) / (2 if scaled else 1)
 
     class Uncounted(SAMTrainer):
         loss_is_scaled_for_ga = scaled

@@ -1,17 +1,18 @@
 """Averages of weights where a training does not go straight: what joins late, ends, resumes."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from averages import EACH, EVALUATED, Steps, assert_close, averaged, trained
-from cases import build, examples, make_trainer
+from averages import EACH, EVALUATED, KINDS, Steps, assert_close, averaged, trained
+from cases import CLASSES, FEATURES, Classifier, build, examples, make_trainer
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from hf_sam import SAMMixin
+from hf_sam import SAMMixin, SAMTrainer
 from hf_sam.average_rule import rule_of
 from hf_sam.averaging import AverageMixin
 from hf_sam.backends import engine_of
@@ -44,6 +45,68 @@ def test_a_group_added_later_is_averaged(kind: str, event: str, tmp_path: Path) 
     for key, x in averaged(seen.after, kind, 20).items():
         expected = late[key] if key.startswith("body.0.") else x
         torch.testing.assert_close(trainer.model.state_dict()[key], expected, rtol=0, atol=1e-12)
+
+
+class Merging(nn.Module):
+    """A layer with an adapter that it merges into its frozen weight for evaluations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CLASSES, FEATURES).double(), requires_grad=False)
+        self.a = nn.Parameter(torch.randn(2, FEATURES).double())
+        self.b = nn.Parameter(torch.randn(CLASSES, 2).double())
+        self.is_merged = False
+
+    def train(self, mode: bool = True) -> "Merging":
+        super().train(mode)
+        if mode == self.is_merged:
+            self.weight.data += (-1 if mode else 1) * self.b.data @ self.a.data
+            self.is_merged = not mode
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x @ self.weight.T
+        return out if self.is_merged else out + x @ self.a.T @ self.b.T
+
+
+@pytest.mark.parametrize("on_start", [False, True])
+@pytest.mark.parametrize("average", [None, *KINDS])
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+def test_merged_adapters_leave_the_weight_as_it_was(
+    rho: float, average: str | None, on_start: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = Classifier(Merging())
+    before = model.body[0].weight.clone()
+    settings = {**EVALUATED, "eval_on_start": on_start, "weight_average": average, "rho": rho}
+    data = {"eval_dataset": examples(count=8)}
+    make_trainer(model, tmp_path, trainer_kwargs=data, **settings).train()
+    torch.testing.assert_close(model.train().body[0].weight, before, rtol=0, atol=1e-12)
+
+
+@EACH
+def test_statistics_of_a_head_outside_the_model_are_averaged(kind: str, tmp_path: Path) -> None:
+    class Headed(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            logits = self.head(model.body(inputs["x"]))
+            return nn.functional.cross_entropy(logits, inputs["labels"])
+
+    model = build("mlp")
+    head = nn.Sequential(nn.BatchNorm1d(CLASSES), nn.Linear(CLASSES, CLASSES)).double()
+    both = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
+    given = {"optimizers": (both, None)}
+    trainer = make_trainer(
+        model, tmp_path, trainer=Headed, weight_average=kind, trainer_kwargs=given
+    )
+    trainer.head, states = head, []
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            states.append(copy.deepcopy(head.state_dict()))
+
+    trainer.add_callback(Remember())
+    trainer.train()
+    assert_close(head.state_dict(), averaged(states, kind, len(states)))
 
 
 def test_who_joined_late_is_known_to_a_resumed_run(tmp_path: Path) -> None:
