@@ -35,7 +35,7 @@ def clean_pass(work: Workload, perturb: str, fraction: float) -> Step:
     trainer._check_model(model)  # as when training starts
 
     def step() -> None:
-        parts = trainer._walk.parts_of(model, trainer)
+        parts = trainer._parts_cache.parts_of(model, trainer)
         with parts.engine.step():
             window = trainer._window_of(parts)
             trainer._clean_pass(model, parts, window, MicroBatch(work.batch, None))

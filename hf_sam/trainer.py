@@ -28,7 +28,7 @@ from .step.inputs import copied
 from .step.loss_scale import loss_scale
 from .step.memory_file import load_memory, save_memory
 from .step.overhead import Overhead
-from .step.parts import Parts, Walk
+from .step.parts import Parts, PartsCache
 from .step.planning import planned_schedule
 from .step.replay import replayed
 from .step.share import share_of
@@ -55,7 +55,7 @@ class SAMMixin(AverageMixin):
     _step_log = StepLog()  # frozen: each training starts its own
     ascent_schedule = AscentSchedule()
     _ascent = Ascent(SAMArguments())
-    _overhead, _walk, _watch = Overhead(torch.device("cpu")), Walk(), Watch()
+    _overhead, _parts_cache, _watch = Overhead(torch.device("cpu")), PartsCache(), Watch()
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
     _is_supported = False
@@ -96,7 +96,7 @@ class SAMMixin(AverageMixin):
             check_backend(self, self.sam_arguments)
             self._check_model(model)
         leave_evaluation(model, self.optimizer)
-        parts = self._walk.parts_of(model, self)
+        parts = self._parts_cache.parts_of(model, self)
         with self._overhead.step(), parts.engine.step():
             window, micro_batch = self._window_of(parts), MicroBatch(inputs, num_items_in_batch)
             with window.undone_if_it_fails():
@@ -117,7 +117,7 @@ class SAMMixin(AverageMixin):
         """Fetch the next window as the plain Trainer does, whatever became of the last one."""
         if self._window is not None:
             self._window.warn_if_lost(self.state.global_step)
-            self._walk.give_up()
+            self._parts_cache.drop_gathered()
         self._window = None
         require_called(self, SAMMixin, is_called=self._is_called)
         micro_batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -133,7 +133,7 @@ class SAMMixin(AverageMixin):
             require_called(self, SAMMixin, is_called=self._is_called)
         finally:  # a window may have been left unfinished
             self._window = self._last_inputs = None
-            self._ascent.memory, self._walk = {}, Walk()
+            self._ascent.memory, self._parts_cache = {}, PartsCache()
         if self.sam_arguments.rho > 0:
             allowed = self.sam_arguments.max_overhead if self.ascent_schedule.fraction < 1 else None
             took = self._overhead.of(output.metrics["train_runtime"], allowed=allowed)
@@ -176,7 +176,7 @@ class SAMMixin(AverageMixin):
         )
         if self.sam_arguments.rho > 0:
             self._check_model(model)
-            parts = self._walk.parts_of(model, self)
+            parts = self._parts_cache.parts_of(model, self)
             load_memory(self._ascent, resume_from_checkpoint, parts.params)
         return model, train_dataloader
 
@@ -185,9 +185,9 @@ class SAMMixin(AverageMixin):
         save_memory(self._ascent, output_dir, writes=self.args.should_save)
 
     def _check_model(self, model: nn.Module) -> None:
-        self._overhead, self._walk = Overhead(self.args.device), Walk()
+        self._overhead, self._parts_cache = Overhead(self.args.device), PartsCache()
         self._watch = Watch(is_twice=self.sam_arguments.chosen_method.has_clean_pass)
-        parts = self._walk.parts_of(model, self)
+        parts = self._parts_cache.parts_of(model, self)
         check_model(self, self.sam_arguments, model, parts)
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator, parts.engine)
@@ -287,7 +287,7 @@ class SAMMixin(AverageMixin):
         window.add_leftovers(parts.trainable, parts.outside, self.accelerator)
         parts.buffers.look(window.before)
         if self._watch.end_step():
-            self._walk.forget()
+            self._parts_cache.forget()
         parts.engine.end_step()
         self._window = None
 

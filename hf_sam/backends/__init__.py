@@ -6,7 +6,7 @@ its own and is added to `ENGINES` here. `rules.py` refuses the engines that nobo
 
 from torch import nn
 
-from .ddp import Whole
+from .ddp import Replicated
 from .deepspeed import DeepSpeed
 from .engine import Engine, Weights
 from .fsdp2 import Sharded
@@ -14,7 +14,7 @@ from .fsdp2 import Sharded
 ENGINES: tuple[type[Engine], ...] = (
     DeepSpeed,
     Sharded,
-    Whole,
+    Replicated,
 )  # the first that knows a model is its engine
 
 

@@ -12,7 +12,7 @@ from .engine import Engine, Weights
 from .rules import REMEDY
 
 
-class Whole(Engine):
+class Replicated(Engine):
     """The engine of a model that every rank holds whole, in DDP's wrapper or in none."""
 
     def __init__(self, model: nn.Module) -> None:

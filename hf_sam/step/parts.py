@@ -124,7 +124,7 @@ def _outside(
     return names
 
 
-class Walk:
+class PartsCache:
     """Caches the parts of a model until its modules or the optimizer's parameters change."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class Walk:
         """Search again at the next step: the first one may have created modules and generators."""
         self._parts = None
 
-    def give_up(self) -> None:
+    def drop_gathered(self) -> None:
         """Have the engine drop what an unfinished window has gathered."""
         if self._parts is not None:
             self._parts.engine.give_up()

@@ -205,6 +205,7 @@ def test_data_beside_the_model_is_not_searched(tmp_path: Path) -> None:
     trainer = make_trainer(build("mlp"), tmp_path, data=examples() * 1000, max_steps=1)
     trainer.train()
     names = [
-        name for name, *_ in trainer._walk.parts_of(trainer.model, trainer).holders.attributes()
+        name
+        for name, *_ in trainer._parts_cache.parts_of(trainer.model, trainer).holders.attributes()
     ]
     assert not any("dataset" in name for name in names)

@@ -15,13 +15,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_sam import SAMTrainer
-from hf_sam.backends.ddp import Whole
+from hf_sam.backends.ddp import Replicated
 from hf_sam.backends.fsdp2 import Sharded
 
 
 @contextmanager
 def whole_backward() -> Iterator[None]:
-    with mock.patch.multiple(Whole, leaves=nothing), mock.patch.multiple(Sharded, leaves=nothing):
+    with (
+        mock.patch.multiple(Replicated, leaves=nothing),
+        mock.patch.multiple(Sharded, leaves=nothing),
+    ):
         yield
 
 
@@ -35,7 +38,9 @@ def trained(make: Callable[[], SAMTrainer]) -> tuple[list[float], list[dict[str,
     trainer = make()
     with FlopCounterMode(display=False) as counter:
         trainer.train()
-    is_sharded = isinstance(trainer._walk.parts_of(trainer.model_wrapped, trainer).engine, Sharded)
+    is_sharded = isinstance(
+        trainer._parts_cache.parts_of(trainer.model_wrapped, trainer).engine, Sharded
+    )
     weights = full_weights(trainer.model) if is_sharded else flat(trainer.model)
     assert math.isfinite(sum(weights))
     logs = [
