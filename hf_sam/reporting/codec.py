@@ -41,7 +41,7 @@ def decode(kind: Any, value: Any, at: str = "") -> Any:
         return None if value is None else decode(args[0], value, at)
     if is_dataclass(kind):
         return _dataclass(kind, _require(dict, value, at), at)
-    if origin is np.ndarray:
+    if origin is ARRAY:
         return _array(_require(list, value, at), at)
     if origin in (dict, Mapping):
         entries = _require(dict, value, at).items()
@@ -55,6 +55,7 @@ def decode(kind: Any, value: Any, at: str = "") -> Any:
     return _require(kind, value, at)
 
 
+ARRAY = get_origin(NDArray[np.float64])  # an alias of its own from Python 3.12 and numpy 2.5 on
 NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
 NAMES |= {bool: "true or false", type(None): "null"}
 WHOLE = "all of it"
