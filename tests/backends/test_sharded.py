@@ -116,9 +116,9 @@ def test_sharded_while_loading(count: int, plan: dict[str, int], tmp_path: Path)
     folder.mkdir()
     arguments = (str(tmp_path / "model"), json.dumps(plan))
     reports = ranks.launch(count, "loaded", folder, *arguments)
-    if "got mixed torch.Tensor and DTensor" in str(reports):
-        pytest.skip("transformers 5.17 trains no model that was sharded while loading")
     for split in ("1 x 4", "2 x 2"):
+        if "got mixed torch.Tensor and DTensor" in str(reports[split]):
+            pytest.skip("transformers 5.17 trains no model that was sharded while loading")
         for weights in reports[split]:
             error = (torch.tensor(weights, dtype=torch.float64) - expected).abs().max()
             assert error < 1e-5 * expected.abs().max()  # float32
