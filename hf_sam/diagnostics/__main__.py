@@ -17,10 +17,19 @@ from torch import Tensor
 
 from ..reporting.commands import last_part, shown_command
 from ..reporting.model_card import add_sharpness_to_card, versions
-from ..vision import TASKS, BadImageError, Splits, Task
+from ..vision import BadImageError, Splits, Task
 from .card import card_section
 from .checks import WRITTEN, fitting_m, require_usable
-from .images import Trained, batches_of, fingerprint, load_images, load_trained, sample, top1_error
+from .images import (
+    Trained,
+    batches_of,
+    fingerprint,
+    known_task,
+    load_images,
+    load_trained,
+    sample,
+    top1_error,
+)
 from .landscape import line_between
 from .progress import Progress
 from .report import Plan, Portrait, Report, kept_portrait, portray
@@ -65,7 +74,7 @@ def measure(options: Namespace, command: str) -> Report:
     out, cards = Path(options.out), [Path(folder) / "README.md" for folder in folders]
     require_usable(names, folders, cards if options.card else [], out, options.device)
     _plan(options, options.m).rehearse()
-    split = options.train_split or TASKS.get(options.data, Task(None)).train_split
+    split = options.train_split or (known_task(options.data) or Task(None)).train_split
     splits = load_images(
         options.data,
         split=split,
@@ -79,6 +88,8 @@ def measure(options: Namespace, command: str) -> Report:
     examples = sample(trained_on, options.examples, seed)
     plan = _plan(options, fitting_m(options.m, len(examples)))
     models = [load_trained(folder, splits.label_names) for folder in folders]
+    for trained in models:
+        trained.require_share(options.eval_share)
     batches = [
         list(batches_of(examples, trained, options.batch_size, split=split)) for trained in models
     ]

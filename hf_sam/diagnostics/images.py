@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..reporting.json_files import read_json
 from ..vision import (
@@ -34,6 +35,7 @@ from ..vision import (
 )
 from .report import require_shown
 
+logger = logging.get_logger("report")
 RECORD, CONFIG = "run.json", "config.json"  # files of a run of hf-sam finetune
 
 
@@ -44,6 +46,23 @@ class Trained:
     classifier: Classifier
     run: Mapping[str, Any]  # empty without a record
 
+    def require_share(self, eval_share: float | None) -> None:
+        """Raise a ValueError if the training left out other images than this share of them.
+
+        A record without one is of a training that left out none, or of an earlier version.
+        """
+        recorded = dict(self.run.get("data_options") or {}).get("eval_share")
+        if eval_share is not None and recorded not in (None, eval_share):
+            raise ValueError(
+                f"`--eval_share` must be that of the training, {recorded}, got {eval_share}: other "
+                "images would be called unseen."
+            )
+        if eval_share is not None and recorded is None and self.run:
+            logger.warning(
+                "the record of the training has no `eval_share`: unless it had this one, the error "
+                "is that on training images"
+            )
+
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return a hash of the tensors' names, shapes and values."""
@@ -53,6 +72,11 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def known_task(data: str) -> Task | None:
+    """Return the known data set of a name; None for another, and for a folder that is called so."""
+    return None if data != "digits" and Path(data).is_dir() else TASKS.get(data)
 
 
 def load_images(
@@ -77,19 +101,19 @@ def load_images(
     Raises:
         ValueError: If they cannot be loaded, or there are none for the error.
     """
-    task = TASKS.get(data, Task(data, eval_split=None, image_column=None, label_column=None))
-    if data in TASKS:
-        found = load_task(task)
+    known = known_task(data)
+    task = known or Task(data, eval_split=None, image_column=None, label_column=None)
+    if known is not None:
+        found = load_task(known)
     elif Path(data).exists() or data.count("/") != 1 or data.startswith("."):
         asked = [name for name in (split, eval_split) if name]
         found = load_local(Path(data), "+".join(asked).split("+"))
     else:
         found = load_hub(data)
-    if eval_share is not None and (eval_split is not None or not 0 < eval_share < 1):
-        raise ValueError(
-            f"`--eval_share` must be a share, 0 < eval_share < 1, without `--eval_split`, got "
-            f"{eval_share} and {eval_split}: leave one of them out."
-        )
+    if eval_share is not None and not 0 < eval_share < 1:
+        raise ValueError(f"`--eval_share` must be a share, 0 < eval_share < 1, got {eval_share}.")
+    if eval_share is not None and eval_split is not None:
+        raise ValueError("`--eval_share` and `--eval_split` exclude each other: leave one out.")
     usual = (name for name in EVAL_SPLITS if name in found)
     eval_split = eval_split or task.eval_split or next(usual, None)
     if eval_share is not None:
@@ -130,17 +154,21 @@ def load_trained(name: str, label_names: Sequence[str]) -> Trained:
         )
     run = _record_of(Path(name))
     classifier = load_classifier(ModelSource(name), label_names)
-    own_names, numbers = _label_names(name), [str(i) for i in range(len(label_names))]
-    if own_names and list(label_names) not in (own_names, numbers):
-        raise ValueError(
-            f"`{name}` must be a classifier of the data's classes in their order, got "
-            f"{_shown(own_names)} for {_shown(label_names)}: measure it on the data that it was "
-            "trained on."
-        )
     if classifier.report.head_drawn_anew or classifier.report.missing:
         raise ValueError(
             f"`{name}` must be a classifier of the {len(label_names)} classes of the data, got "
             f"{classifier.report}: measure it on the data that it was trained on."
+        )
+    own, given = (list(map(_plain, names)) for names in (_label_names(name), label_names))
+    if own != given and set(own) & set(given):
+        raise ValueError(
+            f"`{name}` must be a classifier of the data's classes in their order, got "
+            f"{_shown(own)} for {_shown(given)}: measure it on the data that it was trained on."
+        )
+    if own and own != given:
+        logger.warning(
+            f"the classes of {name} are called {_shown(own)}, those of the data {_shown(given)}: "
+            "they are taken in their order"
         )
     return Trained(classifier, run)
 
@@ -150,6 +178,10 @@ def _label_names(name: str) -> list[str]:
     found = AutoConfig.from_pretrained(name).id2label
     names = [str(found[i]) for i in range(len(found))]
     return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").split())
 
 
 def _shown(names: Sequence[str]) -> str:

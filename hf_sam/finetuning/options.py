@@ -110,7 +110,7 @@ def with_recipe(argv: Sequence[str]) -> list[str]:
     """Add the recipe of the data set that the arguments name, where they choose no network."""
     first, _ = _command_line_parser().parse_known_args(argv)
     recipe = None if first.config else _own_recipe(first)
-    return list(argv) if recipe is None else [*argv, f"--config={'/'.join(recipe.parts[-2:])}"]
+    return list(argv) if recipe is None else [*argv, f"--config={recipe}"]
 
 
 def _own_recipe(first: Namespace) -> Path | None:

@@ -22,7 +22,8 @@ def backward_to(
     The forward pass and these gradients are the same, bit for bit; those of other parameters are
     not computed. Where a part of the graph is hidden in a function or hook that makes a backward
     pass of its own (reentrant gradient checkpointing, cached losses), all are computed. So they are
-    for a loss whose `backward` is called by itself.
+    for a loss whose `backward` is called by itself, and where the pass does not use one of the
+    leaves, which may be hidden.
 
     Args:
         accelerator: Of the Trainer.

@@ -148,8 +148,18 @@ def _is_same(copy: _Copy) -> bool:
 
     On a device a comparison would synchronise, where a copy does not.
     """
-    is_cheap = copy.buffer.device.type == "cpu" and copy.buffer.layout == torch.strided
-    return is_cheap and torch.equal(copy.buffer, copy.values)
+    buffer, values = copy.buffer, copy.values
+    is_cheap = buffer.device.type == "cpu" and buffer.layout == torch.strided
+    return (
+        is_cheap
+        and buffer.shape == values.shape
+        and torch.equal(_bytes_of(buffer), _bytes_of(values))
+    )
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """Return a tensor's bytes, by which nan is itself and -0 is not 0."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _is_writable(buffer: Tensor) -> bool:

@@ -167,7 +167,7 @@ def leave_evaluation(model: nn.Module, optimizer: Any) -> None:
 
     These are optimizers (schedule-free) and modules that merge adapters into their weights.
     """
-    if not model.training:
+    if not all(part.training for part in (model, *model.children())):  # a wrapper stays in it
         model.train()
     if isinstance(optimizer, AcceleratedOptimizer):
         optimizer.train()

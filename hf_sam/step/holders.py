@@ -16,7 +16,7 @@ from .replay import Generator, is_generator
 
 # Objects from these packages have no state that a pass changes, or it is handled elsewhere.
 LIBRARIES = sys.stdlib_module_names | {"torch", "transformers", "accelerate", "datasets", "numpy"}
-LIBRARIES |= {__name__.partition(".")[0], "deepspeed"}
+LIBRARIES |= {__name__.partition(".")[0], "deepspeed", "pydantic"}
 # Attributes of a Trainer that no pass changes.
 NOT_IN_A_PASS = frozenset(
     {"train_dataset", "eval_dataset", "data_collator", "callback_handler", "_last_inputs"}
@@ -52,7 +52,7 @@ class Holders:
             trainer: The name of an attribute is the prefix of the names of what it holds.
         """
         found = cls()
-        seen: set[int] = set()
+        seen = {id(trainer)}  # which hooks and closures may hold
         for name, value in [("", model), *attributes(trainer).items()]:
             if name not in NOT_IN_A_PASS:
                 found._visit(name, value, seen, depth=DEPTH)
@@ -77,13 +77,14 @@ class Holders:
             if isinstance(value, nn.Parameter) or (value.requires_grad and value.is_leaf):
                 self.names.setdefault(value, name)
         elif isinstance(value, nn.Module):
-            for below, module in value.named_modules(prefix=name):
-                if id(module) not in seen:
-                    seen.add(id(module))
-                    self.modules[below] = module
-                    inner = module._parameters | attributes(module)
-                    self._visit_all(below, inner | _hooks_of(module), seen, depth)
-                    self._visit_class(below, type(module), seen, depth)
+            named = [(n, m) for n, m in value.named_modules(prefix=name) if id(m) not in seen]
+            seen.update(id(module) for _, module in named)
+            for below, module in named:  # before what hooks hold, which has longer names
+                self.modules[below] = module
+                self._visit_all(below, module._parameters, seen, depth)
+            for below, module in named:
+                self._visit_all(below, attributes(module) | _hooks_of(module), seen, depth)
+                self._visit_class(below, type(module), seen, depth)
         else:
             inner = _inner(value)
             if inner:
@@ -146,7 +147,8 @@ def _slots_of(holder: object) -> dict[str, Any]:
     """Return the attributes that an object keeps in slots."""
     slots = [vars(kind).get("__slots__", ()) for kind in type(holder).__mro__]
     names = [n for of in slots for n in ([of] if isinstance(of, str) else of)]
-    return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
+    own = (name for name in names if not name.startswith("__") and hasattr(holder, name))
+    return {name: getattr(holder, name) for name in own}
 
 
 def _hooks_of(module: nn.Module) -> dict[str, Any]:
@@ -156,9 +158,14 @@ def _hooks_of(module: nn.Module) -> dict[str, Any]:
 
 def _global_generators(function: types.FunctionType) -> dict[str, Any]:
     """Return the generators that a function names and its file holds, as notebooks do."""
-    names = set(function.__code__.co_names) & function.__globals__.keys()
+    names = _names_in(function.__code__) & function.__globals__.keys()
     found = {name: function.__globals__[name] for name in names}
     return {name: value for name, value in found.items() if is_generator(value)}
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    inner = (each for each in code.co_consts if isinstance(each, types.CodeType))
+    return set(code.co_names).union(*map(_names_in, inner))
 
 
 def _is_users(kind: type) -> bool:

@@ -16,7 +16,7 @@ from ..ascent.shards import local
 from .counted import counted_by
 from .holders import MOST, Holders
 from .parts import Parts
-from .positions import Position, position_of
+from .positions import Position, is_position_known, position_of
 from .replay import is_generator
 
 logger = logging.get_logger(__name__)
@@ -70,8 +70,8 @@ class Watch:
             now = _state(parts.holders, counted)
             for (place, name), before_it in state.items():
                 if now.get((place, name)) != before_it:
-                    is_iterator = isinstance(before_it, Position)
-                    (self._advanced if is_iterator else self._changed)[name] = place
+                    has_iterators = _has_position(before_it)
+                    (self._advanced if has_iterators else self._changed)[name] = place
 
     def _marks(self, parts: Parts) -> Marks:
         """Return aligned lists: the names, and values that change when a parameter is written to.
@@ -134,6 +134,13 @@ def _listed(attributes: Mapping[str, str]) -> str:
     return ", ".join(f"`{name}` of {holder}" for name, holder in sorted(attributes.items()))
 
 
+def _has_position(value: Any) -> bool:
+    """Whether the comparable form of an attribute is of an iterator, or of a container of some."""
+    if isinstance(value, Position):
+        return True
+    return isinstance(value, list | tuple) and any(map(_has_position, value))
+
+
 def _has_mark(param: Tensor) -> bool:
     """Whether a parameter can be told from a changed one.
 
@@ -184,7 +191,7 @@ def _comparable(value: Any, known: set[int], depth: int) -> Any:
         return value.shape, crc32(np.ascontiguousarray(value).data)
     if isinstance(value, count):
         return repr(value)
-    if isinstance(value, Iterator):
+    if is_position_known(value):
         return position_of(value)
     if id(value) in known or depth == 0 or isinstance(value, nn.Module) or is_generator(value):
         return None

@@ -1,5 +1,6 @@
 """Which images `hf-sam report` measures, and that they are those the classifier was trained for."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from classifiers import save
 from folders import write
 
 from hf_sam.diagnostics import images
-from hf_sam.diagnostics.images import load_images, load_trained
+from hf_sam.diagnostics.images import known_task, load_images, load_trained
 from hf_sam.finetuning.loading import load_splits, task_of
 from hf_sam.finetuning.options import parse_options
 from hf_sam.vision import TASKS, Task
@@ -29,7 +30,7 @@ def test_a_share_is_that_which_training_left_out(tmp_path: Path) -> None:
     [
         ({}, "must have images to measure the error on, got train only: give `--eval_share`"),
         ({"eval_share": 1.5}, "`--eval_share` must be a share"),
-        ({"eval_share": 0.5, "eval_split": "train"}, "without `--eval_split`"),
+        ({"eval_share": 0.5, "eval_split": "train"}, "exclude each other"),
     ],
 )
 def test_nothing_that_was_trained_on_is_called_unseen(
@@ -56,23 +57,54 @@ def test_known_data_sets_go_by_their_names(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("own", "given", "is_same"),
+    ("own", "given", "outcome"),
     [
-        (["cat", "dog"], ["cat", "dog"], True),
-        (["cat", "dog"], ["dog", "cat"], False),
-        (["cat", "dog"], ["hen", "owl"], False),
-        (["LABEL_0", "LABEL_1"], ["cat", "dog"], True),  # a classifier without names
-        (["cat", "dog"], ["0", "1"], True),  # data without names
-        (["0", "1"], ["10", "11"], False),
+        (["cat", "dog"], ["cat", "dog"], "same"),
+        (["cat", "golden retriever"], ["Cat", "golden_retriever"], "same"),
+        (["cat", "dog"], ["dog", "cat"], "refused"),
+        (["cat", "dog"], ["cat", "hen"], "refused"),
+        (["LABEL_0", "LABEL_1"], ["cat", "dog"], "same"),  # a classifier without names
+        (["n01440764", "n01443537"], ["tench", "goldfish"], "told"),
     ],
 )
 def test_classes_are_those_of_the_data_in_their_order(
-    own: list[str], given: list[str], is_same: bool, tmp_path: Path
+    own: list[str], given: list[str], outcome: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = str(save(tmp_path / "model", seed=0, names=own))
-    if is_same:
-        assert load_trained(folder, given).classifier.report.head_drawn_anew is False
+    if outcome == "refused":
+        said = f"classifier of the data's classes in their order, got {', '.join(own)} for"
+        with pytest.raises(ValueError, match=said):
+            load_trained(folder, given)
         return
-    said = f"must be a classifier of the data's classes in their order, got {', '.join(own)} for"
-    with pytest.raises(ValueError, match=said):
-        load_trained(folder, given)
+    assert load_trained(folder, given).classifier.report.head_drawn_anew is False
+    assert ("they are taken in their order" in caplog.text) == (outcome == "told")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "outcome"),
+    [(0.1, 0.1, "same"), (None, None, "same"), (0.2, 0.1, "refused"), (None, 0.1, "told")],
+)
+def test_the_share_is_that_of_the_training(
+    recorded: float | None, asked: float | None, outcome: str, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    folder = save(tmp_path / "model", seed=0)
+    record = json.loads((folder / "run.json").read_text())
+    record["data_options"] = {} if recorded is None else {"eval_share": recorded}
+    (folder / "run.json").write_text(json.dumps(record))
+    trained = load_trained(str(folder), [str(i) for i in range(10)])
+    if outcome == "refused":
+        with pytest.raises(ValueError, match="must be that of the training, 0.2, got 0.1"):
+            trained.require_share(asked)
+        return
+    trained.require_share(asked)
+    assert ("has no `eval_share`" in caplog.text) == (outcome == "told")
+
+
+def test_a_folder_may_have_the_name_of_a_known_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "food101", ["{train,test}/{a,b}/{1,2}.png"])
+    monkeypatch.chdir(tmp_path)
+    assert known_task("food101") is None and known_task("oxford_pets") is TASKS["oxford_pets"]
+    assert load_images("food101", split="train").label_names == ["a", "b"]

@@ -48,12 +48,23 @@ def test_what_a_pass_changes_is_named_once(
     assert 'counted_once = (*SAMTrainer.counted_once, "average")' in told[0]
 
 
+class Endless:
+    """A sampler that says no length."""
+
+    def __iter__(self) -> Any:
+        return itertools.repeat([0])
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
 ENDLESS = [
     ("list", lambda: iter([1.0] * 99)),
     ("loader", lambda: iter(DataLoader(range(99)))),
     ("cycle", lambda: itertools.cycle(DataLoader(range(9)))),
     ("zip", lambda: zip(DataLoader(range(99)), itertools.count(), strict=False)),
     ("map", lambda: map(str, range(99))),
+    ("endless", lambda: iter(DataLoader(range(9), batch_sampler=Endless()))),
     ("generator", lambda: (x for _ in range(99) for x in DataLoader(range(9)))),
 ]
 
@@ -77,6 +88,29 @@ def test_an_iterator_that_passes_take_from_is_named(
     told = [r.message for r in caplog.records if "Each pass" in r.message]
     assert len(told) == is_used
     assert all("takes from `others` of the trainer" in message for message in told)
+
+
+@pytest.mark.parametrize("is_used", [True, False])
+def test_iterators_in_a_container_and_files(
+    is_used: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that a pass writes to is none."""
+
+    class Takes(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            loss = model(**inputs)["loss"]
+            print(float(loss), file=self.out)
+            if is_used:
+                next(self.loaders["unlabelled"])
+            return loss
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Takes, max_steps=2)
+    trainer.loaders = {"unlabelled": iter(DataLoader(range(99)))}
+    with (tmp_path / "log.txt").open("w") as trainer.out:
+        trainer.train()
+    told = [r.message for r in caplog.records if "Each pass" in r.message]
+    assert len(told) == is_used
+    assert all("takes from `loaders` of the trainer" in message for message in told)
 
 
 class Meter:

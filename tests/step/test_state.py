@@ -59,13 +59,21 @@ def test_one_pass_counts(fraction: float, tmp_path: Path) -> None:
 
 def test_a_buffer_in_a_file_for_reading_only(tmp_path: Path) -> None:
     """Writing its own values into it would end the process."""
-    np.save(tmp_path / "table.npy", np.ones((8, 6)))
+    np.save(tmp_path / "table.npy", np.array([np.nan, 1.0]))
     model = build("mlp")
     table = torch.from_numpy(np.load(tmp_path / "table.npy", mmap_mode="r"))
     model.register_buffer("table", table, persistent=False)
     trainer = make_trainer(model, tmp_path, max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_signs_of_zero_are_put_back() -> None:
+    layer = nn.BatchNorm1d(2)
+    layer.register_buffer("shift", torch.zeros(2))
+    with Buffers(layer.modules()).kept():
+        layer.shift.neg_()
+    assert not torch.signbit(layer.shift).any()
 
 
 def test_inputs_changed_at_some_steps(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hf_sam import SAMMixin, SAMTrainer
 from hf_sam.average_rule import rule_of
 from hf_sam.averaging import AverageMixin
 from hf_sam.backends import engine_of
+from hf_sam.step.checks import leave_evaluation
 from hf_sam.step.weight_average import AVERAGE_FILE, WeightAverage
 
 
@@ -82,6 +83,15 @@ def test_merged_adapters_leave_the_weight_as_it_was(
     data = {"eval_dataset": examples(count=8)}
     make_trainer(model, tmp_path, trainer_kwargs=data, **settings).train()
     torch.testing.assert_close(model.train().body[0].weight, before, rtol=0, atol=1e-12)
+
+
+def test_what_a_wrapper_holds_leaves_evaluation_too() -> None:
+    """The Trainer evaluates the model itself, and the wrapper, as DDP's, stays in training mode."""
+    model = build("mlp").eval()
+    wrapper = nn.Sequential(model)
+    wrapper.training = True
+    leave_evaluation(wrapper, None)
+    assert all(module.training for module in wrapper.modules())
 
 
 @EACH

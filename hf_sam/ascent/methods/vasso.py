@@ -16,7 +16,8 @@ class VaSSO(Method):
 
     The ascent direction is d_t = (1 - theta) d_(t-1) + theta g_t, so that it follows the noise of
     one batch, or of the part of it that `ascent_fraction` leaves, by a share theta only. d starts
-    at each parameter's first g, as in the official code, and is updated at the steps that ascend.
+    at each parameter's first g, as in the official code (at the first of all, if that overflowed),
+    and is updated at the steps that ascend.
 
     Cost: two forward-backward passes where it ascends, and one copy of the gradient.
     """
@@ -45,7 +46,7 @@ class VaSSO(Method):
         gradient = combine(clean_grad, 1.0 / scale, [None] * len(names), 0.0)
         known = zip(recall(memory, names), gradient, strict=True)
         before = [g.clone() if d is None and g is not None else d for d, g in known]
-        norm = gradient_norm(before)  # 0 at first, also after gradients that have overflowed
+        norm = gradient_norm(before)  # 0 after gradients that have overflowed only
         share = torch.where(norm > 0, torch.full_like(norm, self.theta), torch.ones_like(norm))
         smoothed = combine(gradient, share, before, 1.0 - share)
         remember(memory, names, smoothed)
