@@ -108,13 +108,13 @@ def parse_options(
 
 def with_recipe(argv: Sequence[str]) -> list[str]:
     """Add the recipe of the data set that the arguments name, where they choose no network."""
-    first, _ = _command_line_parser().parse_known_args(argv)
-    recipe = None if first.config else _own_recipe(first)
-    return list(argv) if recipe is None else [*argv, f"--config={recipe}"]
+    recipe = _own_recipe(_command_line_parser().parse_known_args(argv)[0])
+    # by its packaged name: the cards show a path by its last part only
+    return list(argv) if recipe is None else [*argv, f"--config={'/'.join(recipe.parts[-2:])}"]
 
 
 def _own_recipe(first: Namespace) -> Path | None:
-    chosen = first.model or first.weights or first.init_scratch
+    chosen = first.config is not None or first.model or first.weights or first.init_scratch
     return None if chosen else recipe_of(first.dataset)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hf_sam.comparing import compare
 from hf_sam.comparing.comparison import Trial
 from hf_sam.comparing.plan import Arm, parse_plan
+from hf_sam.finetuning.record import command_of
 
 
 def test_a_plan_in_a_file_is_checked_too(tmp_path: Path) -> None:
@@ -43,6 +44,8 @@ def test_an_arm_with_another_network_keeps_the_recipe() -> None:
     made = parse_plan(words.split())
     epochs = {arm.name: made.parsed(arm.options)[2].num_train_epochs for arm in made.arms}
     assert epochs == {"base": 50, "base_2x": 100, "sam": 50, "other": 50, "scratch": 50}
+    shown = command_of("finetune", made.arguments_of({}))  # in the cards
+    assert shown.endswith("--dataset oxford_pets --config=oxford_pets/efficientnet_b0.yaml")
 
 
 REFUSED = [
