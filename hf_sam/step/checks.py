@@ -145,7 +145,7 @@ def _check_outside(sam: SAMArguments, parts: Parts, ranks: int) -> None:
 
 
 def require_descent_only(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a ValueError for an optimizer that makes its own passes or climbs, as another SAM."""
+    """Raise a ValueError for an optimizer that makes its own passes, as another SAM, or climbs."""
     kind = type(optimizer)
     closure = inspect.signature(kind.step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is closure.empty
