@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..reporting.commands import last_part, shown_command
 from ..reporting.model_card import add_sharpness_to_card, versions
-from ..vision import BadImageError, Splits, Task
+from ..vision import MAX_IMAGE_PIXELS, BadImageError, Splits, Task
 from .card import card_section
 from .checks import WRITTEN, fitting_m, require_usable
 from .images import (
@@ -82,6 +82,8 @@ def measure(options: Namespace, command: str) -> Report:
         eval_share=options.eval_share,
         image_column=options.image_column,
         label_column=options.label_column,
+        skip_bad_images=options.skip_bad_images,
+        max_pixels=options.max_image_pixels,
     )
     most, seed = options.max_train_samples, options.seed
     trained_on = sample(splits.train, most, seed, option="max_train_samples")
@@ -90,9 +92,8 @@ def measure(options: Namespace, command: str) -> Report:
     models = [load_trained(folder, splits.label_names) for folder in folders]
     for trained in models:
         trained.require_share(options.eval_share)
-    batches = [
-        list(batches_of(examples, trained, options.batch_size, split=split)) for trained in models
-    ]
+    size, most = options.batch_size, options.max_image_pixels
+    batches = [list(batches_of(examples, trained, size, most, split=split)) for trained in models]
     for trained in models:
         trained.classifier.model.to(torch.device(options.device))
     progress = Progress(_costs(names, plan, len(examples), splits, options))
@@ -159,11 +160,12 @@ def _portrait(
     print(f"{name}: {trained.classifier.report}", flush=True)
     most, seed = options.max_eval_samples, options.seed
     evaluation = sample(splits.eval, most, seed, option="max_eval_samples")
-    loader = batches_of(evaluation, trained, options.batch_size, split=splits.eval_split)
+    of_split = trained, options.batch_size, options.max_image_pixels
+    loader = batches_of(evaluation, *of_split, split=splits.eval_split)
     progress.begin(f"{name}: {ERROR}")
     error = top1_error(model, loader)
     unseen = sample(splits.eval, options.examples, seed)
-    held_out = list(batches_of(unseen, trained, options.batch_size, split=splits.eval_split))
+    held_out = list(batches_of(unseen, *of_split, split=splits.eval_split))
     portrait = portray(
         model,
         batches,
@@ -220,6 +222,8 @@ def command_line(program: str = PROGRAM) -> ArgumentParser:
     add("--eval_share", type=float, help="as given to hf-sam finetune, in place of an eval_split")
     add("--image_column", help="column of the images")
     add("--label_column", help="column of the labels")
+    add("--skip_bad_images", action="store_true", help="as given to hf-sam finetune")
+    add("--max_image_pixels", type=int, default=MAX_IMAGE_PIXELS, help="likewise")
     add("--max_train_samples", type=int, help="as given to hf-sam finetune, for the same sample")
     add("--examples", type=int, default=128, help="images whose loss is measured, drawn at random")
     add("--max_eval_samples", type=int, default=2000, help="images for the error, at most")

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..reporting.json_files import read_json
 from ..vision import (
     EVAL_SPLITS,
+    MAX_IMAGE_PIXELS,
     TASKS,
     Classifier,
     ImageDataset,
@@ -32,6 +33,7 @@ from ..vision import (
     select_split,
     split_off,
     with_class_labels,
+    without_bad_images,
 )
 from .report import require_shown
 
@@ -87,6 +89,8 @@ def load_images(
     eval_share: float | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    skip_bad_images: bool = False,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Splits:
     """Load the images for the sharpness and those for the error.
 
@@ -97,19 +101,14 @@ def load_images(
         eval_share: The share of `split` that training left out, as `hf-sam finetune` draws it.
         image_column: Column of the images; None to search for it.
         label_column: Column of the labels; None to search for it.
+        skip_bad_images: Leave out images that cannot be decoded.
+        max_pixels: Larger ones are left out with them.
 
     Raises:
         ValueError: If they cannot be loaded, or there are none for the error.
     """
-    known = known_task(data)
-    task = known or Task(data, eval_split=None, image_column=None, label_column=None)
-    if known is not None:
-        found = load_task(known)
-    elif Path(data).exists() or data.count("/") != 1 or data.startswith("."):
-        asked = [name for name in (split, eval_split) if name]
-        found = load_local(Path(data), "+".join(asked).split("+"))
-    else:
-        found = load_hub(data)
+    task = known_task(data) or Task(data, eval_split=None, image_column=None, label_column=None)
+    found = _found(data, [name for name in (split, eval_split) if name])
     if eval_share is not None and not 0 < eval_share < 1:
         raise ValueError(f"`--eval_share` must be a share, 0 < eval_share < 1, got {eval_share}.")
     if eval_share is not None and eval_split is not None:
@@ -131,10 +130,25 @@ def load_images(
         label_column=find_column(rows, label_column or task.label_column, kind="label"),
         eval_split=eval_split,
     )
-    if eval_share is None:
-        return splits
-    train, rest = split_off(splits.train, eval_share, option="eval_share", seed=0)
-    return replace(splits, train=train, eval=rest, eval_split=f"{split} (split off)")
+    train, evaluation = splits.train, splits.eval
+    if skip_bad_images:
+        train = without_bad_images(train, split, max_pixels=max_pixels)
+        if eval_share is None:
+            evaluation = without_bad_images(evaluation, eval_split, max_pixels=max_pixels)
+    if eval_share is not None:
+        train, evaluation = split_off(train, eval_share, option="eval_share", seed=0)
+        eval_split = f"{split} (split off)"
+    return replace(splits, train=train, eval=evaluation, eval_split=eval_split)
+
+
+def _found(data: str, asked: Sequence[str]) -> datasets.DatasetDict:
+    """Load all splits of a known data set, of a folder, or of a name on the Hub."""
+    known = known_task(data)
+    if known is not None:
+        return load_task(known)
+    if Path(data).exists() or data.count("/") != 1 or data.startswith("."):
+        return load_local(Path(data), "+".join(asked).split("+"))
+    return load_hub(data)
 
 
 def load_trained(name: str, label_names: Sequence[str]) -> Trained:
@@ -221,7 +235,12 @@ def sample(
 
 
 def batches_of(
-    rows: datasets.Dataset, trained: Trained, batch_size: int, *, split: str
+    rows: datasets.Dataset,
+    trained: Trained,
+    batch_size: int,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    *,
+    split: str,
 ) -> DataLoader[Any]:
     """Return batches of images with the classifier's evaluation transform.
 
@@ -231,7 +250,8 @@ def batches_of(
     if batch_size < 1:
         raise ValueError(f"`--batch_size` must be >= 1, got {batch_size}.")
     _, transform = build_transforms(trained.classifier.data_config)
-    return DataLoader(ImageDataset(rows, transform, split=split), batch_size=batch_size)
+    images = ImageDataset(rows, transform, split=split, max_pixels=max_pixels)
+    return DataLoader(images, batch_size=batch_size)
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from ..vision import (
     ModelSource,
     Splits,
     Task,
-    drop_bad_images,
     find_column,
     load_local,
     load_task,
@@ -23,6 +22,7 @@ from ..vision import (
     split_off,
     with_class_labels,
     with_label_noise,
+    without_bad_images,
 )
 from .fields import DataOptions, ModelOptions
 
@@ -68,9 +68,10 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
         logger.warning(f"{len(splits.label_names)} classes, where the paper has {task.classes}")
     train, evaluation = splits.train, splits.eval
     if options.skip_bad_images:
-        train = _without_bad_images(train, train_split, options)
+        most = options.max_image_pixels
+        train = without_bad_images(train, train_split, max_pixels=most)
         if not options.evaluates_on_train:
-            evaluation = _without_bad_images(evaluation, eval_split, options)
+            evaluation = without_bad_images(evaluation, eval_split, max_pixels=most)
     if options.eval_share is not None:
         train, evaluation = split_off(train, options.eval_share, option="eval_share", seed=0)
     train = _sample(train, options.max_train_samples, seed)
@@ -166,17 +167,6 @@ def _compare_sizes(found: datasets.DatasetDict, task: Task, *, local: bool) -> N
         )
     if differing:
         logger.warning(f"split sizes differ from the published ones: {', '.join(differing)}")
-
-
-def _without_bad_images(
-    rows: datasets.Dataset, split: str, options: DataOptions
-) -> datasets.Dataset:
-    good, bad = drop_bad_images(rows, max_pixels=options.max_image_pixels)
-    logger.warning(
-        f"{len(bad)} of {len(rows)} images of the {split} split cannot be decoded and are left out"
-        + (f": {', '.join(bad[:10])}" if bad else "")
-    )
-    return good
 
 
 def _sample(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:

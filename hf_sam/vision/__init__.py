@@ -15,7 +15,7 @@ from .data import (
     select_split,
     with_class_labels,
 )
-from .dataset import EpochOfData, ImageDataset, drop_bad_images
+from .dataset import EpochOfData, ImageDataset, without_bad_images
 from .decoding import MAX_IMAGE_PIXELS, BadImageError
 from .memory import require_memory
 from .models import load_classifier
@@ -39,7 +39,6 @@ __all__ = [
     "Splits",
     "Task",
     "build_transforms",
-    "drop_bad_images",
     "find_column",
     "freeze_batch_norm",
     "load_classifier",
@@ -55,4 +54,5 @@ __all__ = [
     "split_off",
     "with_class_labels",
     "with_label_noise",
+    "without_bad_images",
 ]

@@ -10,9 +10,12 @@ from datasets import Image
 from PIL.Image import Image as PILImage
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from ..step.replay import seeded
 from .decoding import MAX_IMAGE_PIXELS, BadImageError, decode, name_of
+
+logger = logging.get_logger(__name__)
 
 Transform = Callable[[PILImage], Tensor]  # RGB image -> (3, height, width)
 
@@ -119,17 +122,15 @@ class EpochOfData(TrainerCallback):
         self.data.epoch.fill_(int(state.epoch or 0))
 
 
-def drop_bad_images(
-    rows: datasets.Dataset, *, max_pixels: int = MAX_IMAGE_PIXELS
-) -> tuple[datasets.Dataset, list[str]]:
-    """Remove the images that cannot be decoded. Decodes every image once.
+def without_bad_images(
+    rows: datasets.Dataset, split: str, *, max_pixels: int = MAX_IMAGE_PIXELS
+) -> datasets.Dataset:
+    """Leave out the images that cannot be decoded, and log which. Decodes every image once.
 
     Args:
         rows: The examples, with `image` and `index`.
-        max_pixels: Larger images are removed too.
-
-    Returns:
-        The remaining rows, and the file of each removed image, or else its `index`.
+        split: For the message.
+        max_pixels: Larger images are left out too.
     """
 
     def decodes(row: dict[str, Any]) -> bool:
@@ -143,4 +144,9 @@ def drop_bad_images(
     good = raw.filter(decodes, desc="Checking images")
     kept = set(good["index"])
     bad = [place for place, index in enumerate(rows["index"]) if index not in kept]
-    return good, [name_of(row) for row in raw.select(bad)]
+    names = [name_of(row) for row in raw.select(bad[:10])]
+    logger.warning(
+        f"{len(bad)} of {len(rows)} images of the {split} split cannot be decoded and are left out"
+        + (f": {', '.join(names)}" if bad else "")
+    )
+    return good

@@ -25,6 +25,18 @@ def test_a_share_is_that_which_training_left_out(tmp_path: Path) -> None:
     assert found.eval_split == "train (split off)"
 
 
+def test_images_that_training_left_out_are_left_out(tmp_path: Path) -> None:
+    write(
+        tmp_path, ["{train,test}/{a,b}/{1,2,3}.png", "train/a/4.png:broken", "test/b/4.png:80x80"]
+    )
+    limits = ["--skip_bad_images", "--max_image_pixels", "6000"]
+    data = parse_options(["--data_dir", str(tmp_path), *limits])[0]
+    expected = load_splits(data, task_of(data), seed=3)
+    found = load_images(str(tmp_path), split="train", skip_bad_images=True, max_pixels=6000)
+    assert found.train["index"] == expected.train["index"] and len(found.train) == 6
+    assert found.eval["index"] == expected.eval["index"] and len(found.eval) == 6
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
