@@ -24,6 +24,7 @@ from .step.checks import (
     leave_evaluation,
     require_called,
 )
+from .step.counted import COUNTED_ONCE
 from .step.inputs import copied
 from .step.loss_scale import loss_scale
 from .step.memory_file import load_memory, save_memory
@@ -49,8 +50,7 @@ class SAMMixin(AverageMixin):
     memory of one copy of the trainable parameters.
     """
 
-    # Attributes that count one of two passes: those of trl's and sentence-transformers' losses.
-    counted_once = ("_metrics", "_stored_metrics", "_total_train_tokens", "accum_loss_components")
+    counted_once = COUNTED_ONCE  # attributes that count one of the two passes
     train_overhead: float | None = None  # the last training's time over that without SAM's part
     _step_log = StepLog()  # frozen: each training starts its own
     ascent_schedule = AscentSchedule()

@@ -84,6 +84,14 @@ class SharpnessCallback(TrainerCallback):
         self._loss: LossFunction = model_loss
         self._measured_at: int | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure at the first evaluation, whatever the step of the last one before."""
+        self._measured_at = None
+
+    on_train_end = on_train_begin  # other weights may have been loaded
+
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -93,8 +101,9 @@ class SharpnessCallback(TrainerCallback):
         self._measured_at = state.global_step
         try:
             entries = self.measure()
-        except ValueError as error:
-            logger.warning_once(f"SharpnessCallback logs nothing: {error}")
+        except Exception as error:  # whatever fails here, the training goes on
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            logger.warning_once(f"SharpnessCallback logs nothing: {kind}{error}")
             return
         self._trainer.log(entries)
 

@@ -14,11 +14,6 @@ def norm(direction: Weights) -> float:
     return float(torch.stack([x.double().norm() for x in direction.values()]).norm())
 
 
-def scaled(direction: Weights, factor: float) -> Weights:
-    """Return `factor` times the direction."""
-    return {name: factor * x for name, x in direction.items()}
-
-
 def gaussians(like: Weights, *, seed: int) -> Iterator[Weights]:
     """Draw an endless sequence of directions of independent standard normal numbers.
 

@@ -1,10 +1,13 @@
 """Loss functions of a model and a batch, for the measurements."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
+from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
+from transformers import Trainer
 
 LossFunction = Callable[[nn.Module, Any], Tensor]  # model, batch -> mean loss of shape ()
 T = TypeVar("T")
@@ -42,6 +45,23 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
             "`labels` into the batches, or pass `loss`, a function of model and batch."
         )
     return loss
+
+
+@dataclass(frozen=True)
+class TrainerLoss:
+    """A Trainer's loss, with its label smoothing, as a function of model and batch."""
+
+    trainer: Trainer
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Compute the mean loss of a batch of any size, of shape ()."""
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+        def back(x: Tensor) -> Tensor:  # from that of DeepSpeed's passes
+            return x.to(dtype) if x.is_floating_point() else x
+
+        inputs = self.trainer._prepare_inputs(dict(batch))
+        return self.trainer.compute_loss(model, recursively_apply(back, inputs))
 
 
 class HeldLoss(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from ..step.buffers import Buffers
+from ..step.counted import COUNTED_ONCE, Counted, counted_by, unlogged
+from ..step.holders import Holders
+from ..step.replay import Generator as OwnGenerator
 from ..step.replay import random_state, seeded, set_random_state
 from .batches import collect
-from .loss import LossFunction, model_loss
+from .loss import LossFunction, TrainerLoss, model_loss
 from .objective import Objective
 
 
@@ -32,9 +36,10 @@ def measuring(
     """Context manager that yields the loss as a function of the weights, and restores everything.
 
     The model's parameters are never written to: losses at other weights are computed with copies
-    in their place. While the block runs, the model is in eval mode (no dropout, BatchNorm with its
-    running statistics), attention uses the kernel that has second derivatives, and nothing is
-    compiled. Random draws of the forward pass, if there are any, are the same at all weights.
+    in their place. While the block runs, the model and what the loss holds are in eval mode (no
+    dropout, BatchNorm with its running statistics), attention uses the kernel that has second
+    derivatives, and nothing is compiled or logged by the loss. Random draws of the forward pass, if
+    there are any, are the same at all weights.
 
     Args:
         model: Any module; wrappers of parallel training and of `torch.compile` are removed.
@@ -57,46 +62,66 @@ def measuring(
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     trainable = [p for p in model.parameters() if p.requires_grad]
     device = _device_of(trainable)
+    owner = loss.trainer if isinstance(loss, TrainerLoss) else SimpleNamespace(loss=loss)
+    holders = Holders.of(model, owner)
+    modules, generators = holders.modules.values(), holders.generators
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         _own_forward(model),
-        Buffers(model.modules()).kept(),
-        _in_eval_mode(model),
+        Buffers(modules).kept(),
+        _counters_kept(owner, holders),
+        _in_eval_mode(modules),
         sdpa_kernel(SDPBackend.MATH),
         torch.compiler.set_stance("force_eager"),
-        _drawn_anew(seed, device, batches),
+        _drawn_anew(seed, device, _generators_of(batches), generators),
     ):
-        yield Objective(model, collect(batches, max_batches), loss, dtype, seed)
+        parts = collect(batches, max_batches)
+        yield Objective(model, parts, loss, dtype, seed, generators)
 
 
 @contextmanager
-def _drawn_anew(seed: int, device: torch.device, batches: Iterable[Any]) -> Iterator[None]:
-    """Context manager that seeds the generators of loader and model, and restores them."""
-    own = []
-    if isinstance(batches, DataLoader):
-        found = (batches.generator, getattr(batches.sampler, "generator", None))
-        own = [generator for generator in found if isinstance(generator, Generator)]
-    states, before = [generator.get_state() for generator in own], random_state([device])
+def _counters_kept(owner: Any, holders: Holders) -> Iterator[None]:
+    """Context manager that restores what losses count and drops what they log."""
+    names = {*COUNTED_ONCE, *counted_by(owner)}
+    shared = [*holders.names, *holders.modules.values(), *holders.generators]
+    with Counted(holders, names, shared).kept(), unlogged(owner):
+        yield
+
+
+def _generators_of(batches: Iterable[Any]) -> list[Generator]:
+    """Return the generators of a data loader and of its samplers."""
+    if not isinstance(batches, DataLoader):
+        return []
+    of_batches = batches.batch_sampler
+    holders = (batches, batches.sampler, of_batches, getattr(of_batches, "sampler", None))
+    found = (getattr(holder, "generator", None) for holder in holders)
+    return [generator for generator in found if isinstance(generator, Generator)]
+
+
+@contextmanager
+def _drawn_anew(
+    seed: int, device: torch.device, loader: Sequence[Generator], others: Sequence[OwnGenerator]
+) -> Iterator[None]:
+    """Context manager that seeds the generators of device and loader, and restores all."""
+    before = random_state([device], [*loader, *others])
     try:
         with seeded(seed):
             if device.type != "cpu":
                 drawn = Generator(device).manual_seed(seed).get_state()
                 set_random_state(replace(random_state([]), devices={device: drawn}))
-            for generator in own:
+            for generator in loader:
                 generator.manual_seed(seed)
             yield
     finally:
         set_random_state(before)
-        for generator, state in zip(own, states, strict=True):
-            generator.set_state(state)
 
 
 @contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+def _in_eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Context manager for eval mode; sets flags, as some models' `eval()` does more than that."""
-    was_training = {module: module.training for module in model.modules()}
+    was_training = {module: module.training for module in modules}
     rnns = any(isinstance(module, nn.RNNBase) for module in was_training)
     try:
         for module in was_training:
@@ -129,10 +154,10 @@ def _device_of(trainable: Sequence[Tensor]) -> torch.device:
             "sharpness needs trainable parameters, got a model without one that has "
             "`requires_grad`: unfreeze those that were trained."
         )
-    if any(isinstance(param, DTensor) for param in trainable):
+    if any(isinstance(param, DTensor) or hasattr(param, "ds_id") for param in trainable):
         raise ValueError(
-            "sharpness needs whole parameters, got shards (DTensor) of FSDP2 or tensor "
-            "parallelism: save the model and measure it in one process."
+            "sharpness needs whole parameters, got shards of FSDP2, tensor parallelism or "
+            "DeepSpeed's ZeRO-3: save the model and measure it in one process."
         )
     if any(param.is_complex() for param in trainable):
         raise ValueError("sharpness needs real parameters, got complex ones.")

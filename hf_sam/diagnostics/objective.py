@@ -10,7 +10,7 @@ import torch
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
-from ..step.replay import RandomState, random_state, replayed
+from ..step.replay import Generator, RandomState, random_state, replayed
 from .batches import Part, shares
 from .loss import HeldLoss, LossFunction
 from .second_derivative import hessian_product
@@ -43,6 +43,7 @@ class Objective:
         loss: LossFunction,
         dtype: torch.dtype | None,
         seed: int,
+        generators: Sequence[Generator] = (),
     ) -> None:
         """Copy the weights and compute the loss there.
 
@@ -52,6 +53,7 @@ class Objective:
             loss: The mean loss of a batch.
             dtype: As for `measuring`.
             seed: For the record only.
+            generators: Those that model and loss hold.
 
         Raises:
             ValueError: If the loss is not finite, or not one number.
@@ -68,7 +70,7 @@ class Objective:
         self._saved = model.state_dict().keys()
         first = next(iter(self.weights.values()))
         self.device = first.device
-        self._draws: RandomState = random_state({first.device})
+        self._draws: RandomState = random_state({first.device}, generators)
         self.setup = Setup(
             loss=self._checked_loss(),
             examples=sum(part.examples for part in parts),
@@ -250,8 +252,9 @@ def _require_dependence(depends: bool) -> None:
 
 def _mode(model: nn.Module) -> str:
     norms = [m for m in model.modules() if "BatchNorm" in type(m).__name__]  # frozen ones too
-    if not norms:
+    means = [norm.running_mean for norm in norms if hasattr(norm, "running_mean")]  # no wrappers
+    if not means:
         return "eval mode, no BatchNorm"
-    if any(norm.running_mean is None for norm in norms):
+    if any(mean is None for mean in means):
         return "eval mode, BatchNorm with the statistics of the batch: it keeps no others"
     return "eval mode, BatchNorm with its running statistics"

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
-from .loss import LossFunction
+from .loss import LossFunction, TrainerLoss
 
 
 class Measured(NamedTuple):
@@ -42,8 +42,4 @@ def of_trainer(trainer: Trainer, data: Dataset[Any] | None = None) -> Measured:
     loader = DataLoader(
         prepared.dataset, batch_size=trainer.args.eval_batch_size, collate_fn=prepared.collate_fn
     )
-
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        return trainer.compute_loss(model, trainer._prepare_inputs(dict(batch)))
-
-    return Measured(trainer.model, loader, loss)
+    return Measured(trainer.model, loader, TrainerLoss(trainer))

@@ -14,7 +14,7 @@ class Interval:
     """A mean of n independent values with its 95 % confidence interval, by Student's t."""
 
     mean: float
-    half_width: float  # nan for a single value
+    half_width: float  # nan for a single value, or one that is not finite
     n: int
 
     @classmethod
@@ -23,6 +23,8 @@ class Interval:
         n = len(values)
         if n == 1:
             return cls(values[0], math.nan, 1)
+        if not all(map(math.isfinite, values)):
+            return cls(mean(values), math.nan, n)
         quantile = float(t.ppf(0.975, n - 1))
         return cls(mean(values), quantile * stdev(values) / math.sqrt(n), n)
 

@@ -13,6 +13,8 @@ from .holders import Holders, attributes
 
 # By the holder's id and the attribute's name: the holder, and the attribute's value.
 Values = dict[tuple[int, str], tuple[Any, Any]]
+# Of the losses and Trainers of trl and sentence-transformers.
+COUNTED_ONCE = ("_metrics", "_stored_metrics", "_total_train_tokens", "accum_loss_components")
 STATE = (bool, int, float, complex, str, Tensor, np.ndarray, list, tuple, dict, set)
 
 
@@ -60,6 +62,16 @@ class Counted:
                 del owner.__dict__[place[1]]
         for (_, name), (owner, value) in values.items():
             owner.__dict__[name] = value
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Context manager that lets the block change copies, and puts the attributes back."""
+        own = self.now()
+        self.put(self.copied())
+        try:
+            yield
+        finally:
+            self.put(own)
 
     def _copy(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not value.is_leaf:  # which deepcopy refuses

@@ -1,6 +1,7 @@
 """What a measurement leaves behind: nothing."""
 
 import json
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from cases import build
 from measured import MEASUREMENTS, batches, pairs_of_images
 from tiny_transformers import texts, vit
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from hf_sam.diagnostics import (
     hessian,
@@ -102,6 +103,38 @@ def test_shuffled_loaders_give_the_same_batches_for_a_seed() -> None:
         sharpness(model, loader, max_batches=2, seed=seed, progress=False) for seed in (1, 1, 2)
     )
     assert one == again and one.setup.loss != other.setup.loss
+
+
+def test_a_generator_of_the_batches_is_seeded_and_returns() -> None:
+    data = list(zip(batches(48)[0]["x"], batches(48)[0]["labels"], strict=True))
+    generator = torch.Generator().manual_seed(5)
+    order = BatchSampler(RandomSampler(data, generator=generator), 8, drop_last=False)
+    loader, state = DataLoader(data, batch_sampler=order), generator.get_state()
+    model = build("mlp").body
+    one, again = (sharpness(model, loader, max_batches=1, progress=False) for _ in range(2))
+    assert one == again and torch.equal(generator.get_state(), state)
+
+
+class FeatureBatchNorm(nn.Module):
+    """Holds a BatchNorm, as wrappers of transformers' models for time series do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+def test_modules_called_batch_norm_may_be_others() -> None:
+    model = nn.Sequential(FeatureBatchNorm(), nn.Linear(6, 4)).double()
+    pairs = [(b["x"], b["labels"]) for b in batches(48)]
+    assert "running statistics" in sharpness(model, pairs, progress=False).setup.mode
+
+
+def test_random_directions_may_overflow() -> None:
+    found = sharpness(build("mlp", torch.float32), batches(48, dtype=torch.float32), sigma=1e38)
+    assert math.isnan(found.average.half_width) and not math.isfinite(found.average.mean)
 
 
 def test_compiled_and_wrapped_models_are_looked_through() -> None:

@@ -8,9 +8,10 @@ import torch
 from cases import build, examples, make_trainer
 from measured import batches
 from tiny_transformers import images, vit
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from hf_sam import SAMTrainer
 from hf_sam.diagnostics import SharpnessCallback, hessian, of_trainer, sharpness
 
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 5, "per_device_eval_batch_size": 16}
@@ -138,6 +139,83 @@ def test_a_loss_that_is_not_finite_ends_no_training(tmp_path: Path) -> None:
     trainer.add_callback(SharpnessCallback(trainer))
     trainer.train()
     assert trainer.state.global_step == 20 and not logged(trainer, "probe_loss")
+
+
+@pytest.mark.parametrize("error", [ValueError("nan"), RuntimeError("out of memory")])
+def test_a_measurement_that_fails_ends_no_training(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def fails(self: SharpnessCallback) -> dict[str, float]:
+        raise error
+
+    monkeypatch.setattr(SharpnessCallback, "measure", fails)
+    trainer = trainer_of(tmp_path, "mlp")
+    trainer.add_callback(SharpnessCallback(trainer))
+    trainer.train()
+    assert trainer.state.global_step == 20 and not logged(trainer, "probe_loss")
+    assert f"logs nothing: {error}" in caplog.text or f": RuntimeError: {error}" in caplog.text
+
+
+def test_each_training_is_measured(tmp_path: Path) -> None:
+    """As in a hyperparameter search, where the next one may have its only evaluation as late."""
+    trainer = trainer_of(tmp_path, "mlp", max_steps=5)
+    trainer.add_callback(SharpnessCallback(trainer))
+    for _ in range(2):
+        trainer.train()
+        assert len(logged(trainer, "probe_loss")) == 1
+    trainer.evaluate()  # of other weights, perhaps
+    assert len(logged(trainer, "probe_loss")) == 2
+
+
+class Centred(nn.Module):
+    """A loss that moves a centre and statistics, draws from its own generator, counts and logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, dtype=torch.float64)
+        self.register_buffer("centre", torch.zeros(4, dtype=torch.float64))
+        self.generator = torch.Generator().manual_seed(1)
+        self.counted_once = ("seen",)
+        self.seen: list[float] = []
+
+    def forward(self, outputs: Any, labels: Tensor, **kwargs: Any) -> Tensor:
+        logits = outputs["logits"]
+        self.centre += logits.detach().mean(0)
+        noise = torch.randn(logits.shape, generator=self.generator, dtype=logits.dtype)
+        loss = torch.nn.functional.cross_entropy(self.norm(logits) + 0.1 * noise, labels)
+        self.seen.append(float(loss.detach()))
+        return loss
+
+
+class Metrics(SAMTrainer):
+    """As trl's Trainers do."""
+
+    _metrics: dict[str, list[float]]
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().compute_loss(*args, **kwargs)
+        loss = found[0] if isinstance(found, tuple) else found
+        self._metrics["train" if self.model.training else "eval"].append(float(loss))
+        self.log({"inner": 1.0})
+        return found
+
+
+def test_what_the_loss_holds_is_as_it_was(tmp_path: Path) -> None:
+    loss = Centred()
+    trainer = trainer_of(
+        tmp_path, "mlp", trainer_kwargs={"compute_loss_func": loss}, trainer=Metrics
+    )
+    trainer._metrics = {"train": [], "eval": [0.5]}
+    loss.seen.append(0.25)
+    callback = SharpnessCallback(trainer)
+    state, draws, modes = loss.state_dict(), loss.generator.get_state(), loss.norm.training
+    before = {name: x.clone() for name, x in state.items()}
+    assert callback.measure() == callback.measure()
+    sharpness(*of_trainer(trainer), progress=False)
+    assert all(torch.equal(x, before[name]) for name, x in loss.state_dict().items())
+    assert torch.equal(loss.generator.get_state(), draws) and loss.norm.training == modes
+    assert trainer._metrics == {"train": [], "eval": [0.5]} and loss.seen == [0.25]
+    assert not logged(trainer, "inner")
 
 
 def test_mixed_precision_of_the_trainer_is_set_aside(tmp_path: Path) -> None:
