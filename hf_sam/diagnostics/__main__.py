@@ -21,21 +21,21 @@ from ..vision import MAX_IMAGE_PIXELS, BadImageError, Splits, Task
 from .card import card_section
 from .checks import WRITTEN, fitting_m, require_usable
 from .images import (
-    Trained,
     batches_of,
     fingerprint,
+    fingerprint_of,
     known_task,
     load_images,
-    load_trained,
     sample,
     top1_error,
 )
 from .landscape import line_between
 from .progress import Progress
 from .report import Plan, Portrait, Report, kept_portrait, portray
+from .trained import Trained, load_trained, training_seed
 
 ERROR, BETWEEN = "top-1 error", "on the line between the two"  # names in the progress messages
-LINE_BETWEEN = 27  # points
+LINE_BETWEEN = 25  # points
 PROGRAM = "hf-sam report"
 
 
@@ -85,13 +85,13 @@ def measure(options: Namespace, command: str) -> Report:
         skip_bad_images=options.skip_bad_images,
         max_pixels=options.max_image_pixels,
     )
-    most, seed = options.max_train_samples, options.seed
-    trained_on = sample(splits.train, most, seed, option="max_train_samples")
-    examples = sample(trained_on, options.examples, seed)
-    plan = _plan(options, fitting_m(options.m, len(examples)))
-    models = [load_trained(folder, splits.label_names) for folder in folders]
+    models, most = [load_trained(f, splits.label_names) for f in folders], options.max_train_samples
     for trained in models:
-        trained.require_share(options.eval_share)
+        trained.require_images(options.eval_share, most)
+    seed = options.seed if most is None else training_seed(models, options.seed)
+    trained_on = sample(splits.train, most, seed, option="max_train_samples")
+    examples = sample(trained_on, options.examples, options.seed)
+    plan = _plan(options, fitting_m(options.m, len(examples)))
     size, most = options.batch_size, options.max_image_pixels
     batches = [list(batches_of(examples, trained, size, most, split=split)) for trained in models]
     for trained in models:
@@ -101,7 +101,7 @@ def measure(options: Namespace, command: str) -> Report:
     if options.compare:  # first, as it is quick and rejects models that cannot be compared
         progress.begin(BETWEEN)
         first, second = (trained.classifier.model for trained in models)
-        between = line_between(first, second, batches[0], seed=options.seed)
+        between = line_between(first, second, batches[0], seed=options.seed, points=LINE_BETWEEN)
     shared: dict[str, Any] = {
         "splits": splits, "options": options, "plan": plan, "progress": progress
     }  # fmt: skip
@@ -150,16 +150,16 @@ def _portrait(
 ) -> Portrait:
     """Load the measurements of an interrupted run, or measure the model and save them."""
     model = trained.classifier.model
+    most, seed = options.max_eval_samples, options.seed
+    evaluation = sample(splits.eval, most, seed, option="max_eval_samples")
     of: list[Any] = [fingerprint(model.state_dict()), [fingerprint(batch) for batch in batches]]
-    of += [options.data, splits.eval_split, options.max_eval_samples]
+    of += [fingerprint_of(evaluation), len(splits.eval), options.batch_size]
     of += [str(plan), options.device, versions()]
     if portrait := kept_portrait(kept, of):
         print(f"{name}: measured before, taken from {kept}", flush=True)
         progress.skip(f"{name}: ")
         return replace(portrait, name=name, run=trained.run)
     print(f"{name}: {trained.classifier.report}", flush=True)
-    most, seed = options.max_eval_samples, options.seed
-    evaluation = sample(splits.eval, most, seed, option="max_eval_samples")
     of_split = trained, options.batch_size, options.max_image_pixels
     loader = batches_of(evaluation, *of_split, split=splits.eval_split)
     progress.begin(f"{name}: {ERROR}")
@@ -217,17 +217,25 @@ def command_line(program: str = PROGRAM) -> ArgumentParser:
     )
     add("--out", default="runs/sharpness", help="folder to write to")
     add("--names", nargs="+", help="names of the models in the report")
-    add("--train_split", help="split whose loss is measured; unset: as hf-sam finetune has it")
+    add("--train_split", help="split whose loss is measured; unset: train, or a known data set's")
     add("--eval_split", help="split whose error is measured; unset: test or validation")
     add("--eval_share", type=float, help="as given to hf-sam finetune, in place of an eval_split")
     add("--image_column", help="column of the images")
     add("--label_column", help="column of the labels")
     add("--skip_bad_images", action="store_true", help="as given to hf-sam finetune")
-    add("--max_image_pixels", type=int, default=MAX_IMAGE_PIXELS, help="likewise")
+    add(
+        "--max_image_pixels", type=int, default=MAX_IMAGE_PIXELS, help="as given to hf-sam finetune"
+    )
     add("--max_train_samples", type=int, help="as given to hf-sam finetune, for the same sample")
     add("--examples", type=int, default=128, help="images whose loss is measured, drawn at random")
     add("--max_eval_samples", type=int, default=2000, help="images for the error, at most")
-    add("--batch_size", type=int, default=32, help="images at a time: fewer take less memory")
+    add(
+        "--batch_size",
+        type=int,
+        default=32,
+        help="images at a time, which also share a perturbation where rho is "
+        "chosen: as in training, or fewer for less memory",
+    )
     add("--rho", type=float, default=plan.rho, help="L2 radius in parameter space")
     add("--steps", type=int, default=plan.steps, help="steps of projected ascent")
     add("--sigma", type=float, default=plan.sigma, help="standard deviation in each weight")
@@ -236,12 +244,8 @@ def command_line(program: str = PROGRAM) -> ArgumentParser:
     add("--m", type=int, nargs="*", help=f"m of m-sharpness; unset: those of {usual} that fit")
     add("--top_k", type=int, default=plan.top_k, help="number of eigenvalues of the Hessian")
     add("--trace_probes", type=int, default=plan.trace_probes, help="random vectors for the trace")
-    add(
-        "--density_probes",
-        type=int,
-        default=plan.density_probes,
-        help="for the spectrum; 0: no spectrum",
-    )
+    probes = plan.density_probes
+    add("--density_probes", type=int, default=probes, help="random vectors; 0: no spectrum")
     add("--density_steps", type=int, default=plan.density_steps, help="Lanczos steps of a probe")
     add("--points", type=int, default=plan.points, help="grid points a side; 0: no landscape")
     add("--span", type=float, default=plan.span, help="distance covered, in norms of each filter")

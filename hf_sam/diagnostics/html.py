@@ -104,16 +104,19 @@ def _pictures(report: Report) -> Iterator[Picture]:
         yield _picture(
             "Choosing rho",
             plots.plot_rho_scan(scans),
-            _about_rho(scans, report.eval_split),
+            _about_rho(scans, report),
         )
 
 
-def _about_rho(scans: Mapping[str, RhoScan], split: str) -> str:
+def _about_rho(scans: Mapping[str, RhoScan], report: Report) -> str:
     """Return the caption of the scan over rho, with the recommended values."""
+    setup = next(iter(scans.values())).setup
+    unseen = "" if report.eval_split == report.split else ", which were not trained on"
     text = (
         "Above, the mean loss after an ascent step of each rho, and dotted without one. Below, the "
         "cosine between the gradients before and after that step; the grey line is at 45 degrees. "
-        f"On as many images of the {split} split, which were not trained on."
+        f"On {setup.examples} images of the {report.eval_split} split{unseen}, in {setup.batches} "
+        "batches that each have a perturbation of their own."
     )
     for name, scan in scans.items():
         found = "" if scan.recommended is None else f"recommended is {scan.recommended:g}: "

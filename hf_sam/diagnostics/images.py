@@ -1,32 +1,28 @@
-"""Loading of the classifiers and images that the command measures."""
+"""Loading of the images that the command measures."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from datasets import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from ..reporting.json_files import read_json
 from ..vision import (
     EVAL_SPLITS,
     MAX_IMAGE_PIXELS,
     TASKS,
-    Classifier,
     ImageDataset,
-    ModelSource,
     Splits,
     Task,
     build_transforms,
     find_column,
-    load_classifier,
     load_hub,
     load_local,
     load_task,
@@ -35,35 +31,7 @@ from ..vision import (
     with_class_labels,
     without_bad_images,
 )
-from .report import require_shown
-
-logger = logging.get_logger("report")
-RECORD, CONFIG = "run.json", "config.json"  # files of a run of hf-sam finetune
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained classifier, and the record of its training."""
-
-    classifier: Classifier
-    run: Mapping[str, Any]  # empty without a record
-
-    def require_share(self, eval_share: float | None) -> None:
-        """Raise a ValueError if the training left out other images than this share of them.
-
-        A record without one is of a training that left out none, or of an earlier version.
-        """
-        recorded = dict(self.run.get("data_options") or {}).get("eval_share")
-        if eval_share is not None and recorded not in (None, eval_share):
-            raise ValueError(
-                f"`--eval_share` must be that of the training, {recorded}, got {eval_share}: other "
-                "images would be called unseen."
-            )
-        if eval_share is not None and recorded is None and self.run:
-            logger.warning(
-                "the record of the training has no `eval_share`: unless it had this one, the error "
-                "is that on training images"
-            )
+from .trained import Trained
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -73,6 +41,16 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_of(rows: datasets.Dataset) -> str:
+    """Return a hash of images, as they are stored, and of their labels."""
+    digest = hashlib.sha256()
+    for row in rows.cast_column("image", Image(decode=False)):
+        stored, path = row["image"]["bytes"], row["image"]["path"]
+        digest.update(Path(path).read_bytes() if stored is None else stored)
+        digest.update(f"{row['index']} {row['label']} ".encode())
     return digest.hexdigest()
 
 
@@ -123,13 +101,12 @@ def load_images(
             "`--eval_share` as the training had it, or `--eval_split`."
         )
     rows, evaluation = select_split(found, split), select_split(found, eval_split)
-    splits = with_class_labels(
-        rows,
-        evaluation,
-        image_column=find_column(rows, image_column or task.image_column, kind="image"),
-        label_column=find_column(rows, label_column or task.label_column, kind="label"),
-        eval_split=eval_split,
-    )
+    asked = {"image": image_column or task.image_column, "label": label_column or task.label_column}
+    columns = {
+        f"{kind}_column": find_column(evaluation, find_column(rows, column, kind=kind), kind=kind)
+        for kind, column in asked.items()
+    }
+    splits = with_class_labels(rows, evaluation, eval_split=eval_split, **columns)
     train, evaluation = splits.train, splits.eval
     if skip_bad_images:
         train = without_bad_images(train, split, max_pixels=max_pixels)
@@ -149,72 +126,6 @@ def _found(data: str, asked: Sequence[str]) -> datasets.DatasetDict:
     if Path(data).exists() or data.count("/") != 1 or data.startswith("."):
         return load_local(Path(data), "+".join(asked).split("+"))
     return load_hub(data)
-
-
-def load_trained(name: str, label_names: Sequence[str]) -> Trained:
-    """Load a classifier that was trained on these labels.
-
-    Args:
-        name: A folder, or an image classifier on the Hub.
-        label_names: (classes,) the names of the data's classes.
-
-    Raises:
-        ValueError: If it cannot be loaded, or was trained on other labels.
-    """
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
-        raise ValueError(
-            f"the model must be a folder that a classifier was saved to, or owner/name on the Hub, "
-            f"got {name!r}: check the path."
-        )
-    run = _record_of(Path(name))
-    classifier = load_classifier(ModelSource(name), label_names)
-    if classifier.report.head_drawn_anew or classifier.report.missing:
-        raise ValueError(
-            f"`{name}` must be a classifier of the {len(label_names)} classes of the data, got "
-            f"{classifier.report}: measure it on the data that it was trained on."
-        )
-    own, given = (list(map(_plain, names)) for names in (_label_names(name), label_names))
-    if own != given and set(own) & set(given):
-        raise ValueError(
-            f"`{name}` must be a classifier of the data's classes in their order, got "
-            f"{_shown(own)} for {_shown(given)}: measure it on the data that it was trained on."
-        )
-    if own and own != given:
-        logger.warning(
-            f"the classes of {name} are called {_shown(own)}, those of the data {_shown(given)}: "
-            "they are taken in their order"
-        )
-    return Trained(classifier, run)
-
-
-def _label_names(name: str) -> list[str]:
-    """Return the names of a saved classifier's classes; none where they are transformers' own."""
-    found = AutoConfig.from_pretrained(name).id2label
-    names = [str(found[i]) for i in range(len(found))]
-    return [] if names == [f"LABEL_{i}" for i in range(len(names))] else names
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").split())
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
-
-
-def _record_of(folder: Path) -> Mapping[str, Any]:
-    """Return the record of a model's training, empty where there is none.
-
-    Raises:
-        ValueError: If it, or the model's configuration, is damaged.
-    """
-    if (config := folder / CONFIG).is_file():
-        read_json(config, Mapping[str, Any], remedy="save the model to that folder again")
-    record = folder / RECORD
-    if not (record.exists() or record.is_symlink()):  # a broken link counts as damaged
-        return {}
-    remedy = "restore it, or remove it: the report says nothing of the training then"
-    return read_json(record, Mapping[str, Any], remedy=remedy, check=require_shown)
 
 
 def sample(

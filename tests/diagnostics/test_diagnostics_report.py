@@ -48,7 +48,8 @@ def test_json_holds_all_that_was_measured(finished: Path) -> None:
 def test_numbers_are_those_of_the_functions(finished: Path, models: tuple[str, str]) -> None:
     """Of the first model, on the images that the command draws."""
     from hf_sam.diagnostics import sharpness
-    from hf_sam.diagnostics.images import batches_of, load_images, load_trained, sample
+    from hf_sam.diagnostics.images import batches_of, load_images, sample
+    from hf_sam.diagnostics.trained import load_trained
 
     splits = load_images("digits", split="train", eval_split=None)
     trained = load_trained(models[0], splits.label_names)
@@ -64,7 +65,8 @@ def test_rho_is_scanned_on_images_that_were_not_trained_on(
     finished: Path, models: tuple[str, str]
 ) -> None:
     from hf_sam.diagnostics import rho_scan
-    from hf_sam.diagnostics.images import batches_of, load_images, load_trained, sample
+    from hf_sam.diagnostics.images import batches_of, load_images, sample
+    from hf_sam.diagnostics.trained import load_trained
 
     splits = load_images("digits", split="train", eval_split=None)
     trained = load_trained(models[0], splits.label_names)

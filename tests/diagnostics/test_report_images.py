@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 from classifiers import save
 from folders import write
 
 from hf_sam.diagnostics import images
-from hf_sam.diagnostics.images import known_task, load_images, load_trained
+from hf_sam.diagnostics.images import fingerprint_of, known_task, load_images, sample
+from hf_sam.diagnostics.trained import Trained, load_trained, training_seed
 from hf_sam.finetuning.loading import load_splits, task_of
 from hf_sam.finetuning.options import parse_options
 from hf_sam.vision import TASKS, Task
@@ -93,24 +95,67 @@ def test_classes_are_those_of_the_data_in_their_order(
 
 
 @pytest.mark.parametrize(
-    ("recorded", "asked", "outcome"),
-    [(0.1, 0.1, "same"), (None, None, "same"), (0.2, 0.1, "refused"), (None, 0.1, "told")],
+    ("recorded", "asked", "said"),
+    [
+        ({"eval_share": 0.1}, (0.1, None), None),
+        ({}, (None, None), None),
+        ({"eval_share": 0.2}, (0.1, None), "must be that of the training, 0.2, got 0.1"),
+        ({}, (0.1, None), "has no `eval_share`"),
+        ({"max_train_samples": 9}, (None, 9), None),
+        ({"max_train_samples": 9}, (None, None), "must be that of the training, 9, got None"),
+        ({"max_train_samples": 9}, (None, 8), "must be that of the training, 9, got 8"),
+        ({"label_noise": 0.4}, (None, None), "had `label_noise` 0.4, which the report has not"),
+        ({"holdout": 0.1}, (None, None), "had `holdout` 0.1, which the report has not"),
+    ],
 )
-def test_the_share_is_that_of_the_training(
-    recorded: float | None, asked: float | None, outcome: str, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+def test_images_are_those_of_the_training(
+    recorded: dict[str, float], asked: tuple[float | None, int | None], said: str | None,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     folder = save(tmp_path / "model", seed=0)
     record = json.loads((folder / "run.json").read_text())
-    record["data_options"] = {} if recorded is None else {"eval_share": recorded}
+    record["data_options"] = recorded
     (folder / "run.json").write_text(json.dumps(record))
     trained = load_trained(str(folder), [str(i) for i in range(10)])
-    if outcome == "refused":
-        with pytest.raises(ValueError, match="must be that of the training, 0.2, got 0.1"):
-            trained.require_share(asked)
+    if said and said.startswith("must"):
+        with pytest.raises(ValueError, match=said):
+            trained.require_images(*asked)
         return
-    trained.require_share(asked)
-    assert ("has no `eval_share`" in caplog.text) == (outcome == "told")
+    trained.require_images(*asked)
+    assert said in caplog.text if said else not caplog.text
+
+
+def test_a_sample_is_that_of_the_training_seed(tmp_path: Path) -> None:
+    write(tmp_path, ["{train,test}/{a,b}/{1,2,3,4,5}.png"])
+    data = parse_options(["--data_dir", str(tmp_path), "--max_train_samples", "4"])[0]
+    expected = load_splits(data, task_of(data), seed=7)
+    models = [Trained(None, {"seed": 7}), Trained(None, {"seed": 7})]
+    rows = load_images(str(tmp_path), split="train").train
+    found = sample(rows, 4, training_seed(models, 0))
+    assert found["index"] == expected.train["index"] != sample(rows, 4, 0)["index"]
+    assert training_seed([Trained(None, {})], 3) == 3
+    with pytest.raises(ValueError, match="models of one seed.*got 7 and 8"):
+        training_seed([*models, Trained(None, {"seed": 8})], 0)
+
+
+def test_other_images_or_labels_have_another_fingerprint(tmp_path: Path) -> None:
+    write(tmp_path, ["{train,test}/{a,b}/{1,2,3}.png"])
+    rows = load_images(str(tmp_path), split="train").eval
+    before = fingerprint_of(rows)
+    assert before == fingerprint_of(rows) != fingerprint_of(rows.select(range(5)))
+    swapped = rows.remove_columns("label").add_column("label", [1 - x for x in rows["label"]])
+    assert fingerprint_of(swapped) != before
+    (tmp_path / "test/a/1.png").write_bytes((tmp_path / "test/b/1.png").read_bytes())
+    assert fingerprint_of(load_images(str(tmp_path), split="train").eval) != before
+
+
+def test_both_splits_have_the_columns(tmp_path: Path) -> None:
+    write(tmp_path, ["train.parquet", "test.parquet"])
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "test.parquet"))
+    column = "label" if "label" in rows.column_names else "labels"
+    rows.rename_column(column, "kind").to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match="kind"):
+        load_images(str(tmp_path), split="train")
 
 
 def test_a_folder_may_have_the_name_of_a_known_data_set(
