@@ -10,7 +10,8 @@ from pathlib import Path
 from ..diagnostics.card import card_section
 from ..diagnostics.report import Report
 from ..reporting.markdown import code, code_block
-from ..reporting.model_card import add_sharpness_to_card, write_run_card
+from ..reporting.model_card import write_run_card
+from ..reporting.sharpness_card import add_sharpness_to_card, sharpness_in_card
 from .comparison import Comparison, comparison_table, trials_table
 from .paired import paired_table
 from .plots import plot_comparison
@@ -20,13 +21,16 @@ def write_comparison_card(path: Path, comparison: Comparison, report: Report | N
     """Write the card of the model that a comparison publishes.
 
     Args:
-        path: The file.
+        path: The file. What it says of the model's sharpness is kept.
         comparison: The results of all runs.
         report: Sharpness report whose first model is the published one.
     """
-    write_run_card(path, comparison.record, comparison="\n\n".join(_sections(comparison)))
+    section = sharpness_in_card(path)
     if report is not None:
-        add_sharpness_to_card(path, card_section(report, report.portraits[0]))
+        section = card_section(report, report.portraits[0])
+    write_run_card(path, comparison.record, comparison="\n\n".join(_sections(comparison)))
+    if section is not None:
+        add_sharpness_to_card(path, section)
 
 
 def _sections(comparison: Comparison) -> Iterator[str]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..reporting.commands import last_part, shown_command
-from ..reporting.model_card import add_sharpness_to_card, versions
+from ..reporting.model_card import versions
+from ..reporting.sharpness_card import add_sharpness_to_card
 from ..vision import MAX_IMAGE_PIXELS, BadImageError, Splits, Task
 from .card import card_section
 from .checks import WRITTEN, fitting_m, require_usable

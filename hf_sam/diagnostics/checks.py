@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..reporting.model_card import card_at
+from ..reporting.sharpness_card import card_at
 from .report import Plan
 
 WRITTEN = ("report.json", "report.html")  # in the folder `--out`

@@ -15,7 +15,6 @@ from typing import Any, Self
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainingArguments
-from yaml import YAMLError
 
 from ..ascent.methods import METHODS
 from ..ascent.schedule import AscentSchedule
@@ -105,7 +104,6 @@ def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, 
     """Collect a `RunRecord`'s fields about the arguments, the machine and the packages."""
     has_sam = isinstance(args, SAMArguments) and args.rho > 0 and not schedule.is_idle
     sam = args if has_sam else None
-    on_gpu = args.device.type == "cuda"
     names = list(HYPERPARAMETERS)
     if isinstance(args, SAMArguments) and args.weight_average is not None:
         names.append("weight_average")
@@ -113,12 +111,18 @@ def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, 
         "seed": args.seed,
         "hyperparameters": {name: _plain(getattr(args, name)) for name in names},
         "sam": sam and _sam_settings(sam, schedule),
-        "hardware": f"{args.world_size} x {torch.cuda.get_device_name()}"
-        if on_gpu
-        else f"CPU, {args.world_size} x {torch.get_num_threads()} threads",
+        "hardware": _hardware(args),
         "versions": versions(),
         "date": date.today().isoformat(),
     }
+
+
+def _hardware(args: TrainingArguments) -> str:
+    """Return the number of processes and the device of each."""
+    kind = args.device.type
+    if kind == "cpu":
+        return f"CPU, {args.world_size} x {torch.get_num_threads()} threads"
+    return f"{args.world_size} x {torch.cuda.get_device_name() if kind == 'cuda' else kind}"
 
 
 def _sam_settings(sam: SAMArguments, schedule: AscentSchedule) -> dict[str, Any]:
@@ -254,44 +258,6 @@ def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> 
     card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]
     average = {"weight_average": sam.weight_average} if sam.weight_average else {}
     card.text += "\n" + sam_section(_sam_settings(sam, schedule) | average)
-    card.save(path)
-
-
-def card_at(path: Path) -> ModelCard:
-    """Load a model card from a file.
-
-    Raises:
-        ValueError: If there is none, or its metadata are invalid.
-    """
-    if not path.is_file():
-        raise ValueError(
-            f"`--card` needs a model card to add to, got none at {str(path)!r}: hf-sam finetune "
-            "writes one."
-        )
-    try:
-        return ModelCard.load(path)
-    except (OSError, ValueError, TypeError, YAMLError) as error:
-        fault = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"`--card` needs a model card with its metadata in YAML, got {str(path)!r} ({fault}): "
-            "mend or remove what stands between the first two lines of ---."
-        ) from error
-
-
-def add_sharpness_to_card(path: Path, section: str) -> None:
-    """Add the section "How sharp" to a model card file, replacing an older one.
-
-    Args:
-        path: The card.
-        section: Markdown from a second-level heading on, as `hf_sam.diagnostics` writes it.
-
-    Raises:
-        ValueError: If there is no card at `path`.
-    """
-    begin, end = "<!-- how sharp -->", "<!-- end of how sharp -->"
-    card = card_at(path)
-    text = re.sub(rf"\n*{begin}.*?{end}\n*", "\n", card.text, flags=re.DOTALL).rstrip()
-    card.text = f"{text}\n\n{begin}\n\n{section.strip()}\n\n{end}\n"
     card.save(path)
 
 

@@ -14,7 +14,7 @@ from hf_sam.diagnostics.html import write_html
 from hf_sam.diagnostics.report import Portrait, Report
 from hf_sam.diagnostics.verdict import verdict
 from hf_sam.reporting.interval import Interval
-from hf_sam.reporting.model_card import add_sharpness_to_card
+from hf_sam.reporting.sharpness_card import add_sharpness_to_card
 
 MEASURED = CARDS / "sharpness"
 REPORT = Report.read(MEASURED / "cifar10-no_norm-seed1.json")
@@ -113,6 +113,16 @@ def test_bold_and_words_say_the_same(tmp_path: Path) -> None:
     assert "| worst case, one ascent step, rho 0.05 | 0.5 | 1 | this model |" in card
     assert "| trace of the Hessian | 65 ± 10 | 50 ± 10 | unclear |" in card
     assert "| adaptive (ASAM), rho 0.5 | 1 | 1 | equal |" in card
+
+
+def test_a_section_that_is_replaced_leaves_paragraphs_apart(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("---\nlicense: mit\n---\n\n# A model\n")
+    add_sharpness_to_card(path, "old")
+    path.write_text(path.read_text() + "\nA note\n")
+    add_sharpness_to_card(path, "new")
+    text = ModelCard.load(path).text
+    assert "# A model\n\nA note\n\n<!--" in text and "new" in text and "old" not in text
 
 
 def test_one_model_is_not_judged(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hf_sam.finetuning.folder import claimed, has_ended, run_options
 from hf_sam.finetuning.options import parse_options
 from hf_sam.finetuning.stopwatch import Stopwatch
 from hf_sam.reporting.model_card import RunRecord, write_json
+from hf_sam.reporting.sharpness_card import add_sharpness_to_card
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,10 @@ def test_a_card_says_no_more_than_is_true(
     assert ("confidence interval" in card) == (seeds > 1)
     assert ("minus `base_2x`" in card) == ("base_2x" in arms)
     assert "held out" not in card
+    add_sharpness_to_card(tmp_path / "card.md", "## How sharp\n\nflat")
+    with_section = (tmp_path / "card.md").read_text()
+    write_comparison_card(tmp_path / "card.md", comparison)  # of the same weights
+    assert (tmp_path / "card.md").read_text() == with_section != card
 
 
 def test_json_holds_what_json_can(tmp_path: Path) -> None:
