@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..reporting.json_files import read_json
 from ..vision import Classifier, ModelSource, load_classifier
+from ..vision.decoding import first_line
 from .report import require_shown
 
 logger = logging.get_logger("report")
@@ -84,7 +85,14 @@ def load_trained(name: str, label_names: Sequence[str]) -> Trained:
             f"got {name!r}: check the path."
         )
     run = _record_of(Path(name))
-    classifier = load_classifier(ModelSource(name), label_names)
+    try:
+        classifier = load_classifier(ModelSource(name), label_names)
+    except ValueError as error:
+        fault = error.__cause__ or error
+        raise ValueError(
+            f"`{name}` cannot be loaded ({first_line(fault)}): save the classifier to a folder "
+            "again, or check its name on the Hub and the network."
+        ) from error
     if classifier.report.head_drawn_anew or classifier.report.missing:
         raise ValueError(
             f"`{name}` must be a classifier of the {len(label_names)} classes of the data, got "

@@ -59,6 +59,7 @@ def test_bad_input_gets_one_message(
         "`--card` needs": [str(tmp_path / "few"), "--card"],
         "`--device` must be": [models[0], "--device", "banana"],
         "must be a folder that a classifier": ["no_such_model"],
+        "check its name on the Hub and the network": ["someone/classifier"],
     }
     for message, words in cases.items():
         said = message_of([*words[:1], *out, *words[1:]], capsys)
