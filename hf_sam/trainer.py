@@ -238,7 +238,7 @@ class SAMMixin(AverageMixin):
         undone = nullcontext() if is_whole else parts.undone(start)
         with engine.gradients_apart(weights, parts.others, window.clean_grad):
             with undone, self._ascent.backward_as_far_as_used(weights, engine, reduced=is_global):
-                loss = self._pass(model, parts, share, reduced=is_global)
+                loss = self._pass(model, parts, share, reduced=is_global).clone()  # CUDA graphs
             gathered = engine.take_gradients(weights)
             # of a reduced window DDP wants all back that earlier micro-batches have given
             window.clean_grad = gathered if is_global else self._ascent.used(weights, gathered)

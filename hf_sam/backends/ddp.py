@@ -1,13 +1,15 @@
 """One device, and DDP: every rank holds the whole model, and buckets of gradients are reduced."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Self
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Self
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .backward import Backward, backward_by, graph_of, leaf_of
 from .engine import Engine, Weights
 from .rules import REMEDY
 
@@ -21,6 +23,7 @@ class Replicated(Engine):
         wrappers = (m for m in model.modules() if isinstance(m, DistributedDataParallel))
         self._ddp = next(wrappers, None)
         self.broadcasts_buffers = self._ddp is not None
+        self._used: dict[int, Tensor] = {}  # by id: those of passes since the last reduction
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
@@ -69,4 +72,35 @@ class Replicated(Engine):
 
     def one_pass(self, accelerator: Accelerator, *, reduced: bool) -> AbstractContextManager[None]:
         """Keep the gradients of a pass on this rank, unless they are to be reduced."""
-        return nullcontext() if reduced else accelerator.no_sync(self._model)
+        if self._ddp is None or not self._ddp.find_unused_parameters:
+            return nullcontext() if reduced else accelerator.no_sync(self._model)
+        return self._reduced(accelerator) if reduced else self._kept_here(accelerator)
+
+    @contextmanager
+    def _kept_here(self, accelerator: Accelerator) -> Iterator[None]:
+        """Context manager of a pass without a reduction, of which DDP notes what it has used."""
+        assert self._ddp is not None
+        with accelerator.no_sync(self._model):
+            yield
+        params = self._ddp.module.parameters()
+        self._used |= {id(param): param for param in params if param.grad is not None}
+
+    @contextmanager
+    def _reduced(self, accelerator: Accelerator) -> Iterator[None]:
+        """Context manager of a pass with a reduction, which has a gradient of all that was used.
+
+        DDP refuses to reduce none where a pass before, that of w, had one: a layer that dropped
+        out, an expert that was not chosen at w + epsilon.
+        """
+
+        def call(whole: Backward, loss: Tensor, kwargs: Mapping[str, Any]) -> None:
+            missing = {key: param for key, param in self._used.items() if param.grad is None}
+            for leaf in map(leaf_of, graph_of(loss)) if missing else ():
+                missing.pop(id(leaf), None)
+            for param in missing.values():
+                param.grad = torch.zeros_like(param)
+            whole(loss, **kwargs)
+
+        with backward_by(accelerator, call):
+            yield
+        self._used = {}

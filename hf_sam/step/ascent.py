@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..ascent.fidelity import is_low_precision, perturbation_fidelity
 from ..ascent.methods import Memory
@@ -16,6 +17,8 @@ from ..backends import Engine
 from ..config import SAMArguments
 from .backward import backward_to
 from .rounding import require_fidelity
+
+logger = logging.get_logger(__name__)
 
 Params = Mapping[str, Tensor]  # the trainable parameters by name
 
@@ -89,7 +92,13 @@ class Ascent:
             loss in the perturbed parameters, of shape ().
         """
         clean_grad = self._of_moved(params, clean_grad)
+        if all(grad is None for grad in clean_grad):
+            logger.warning_once(
+                "A clean pass has left no gradient in what is perturbed, so that its step is the "
+                "base optimizer's. If that is not meant, see whether a hook takes gradients away."
+            )
         scaled_norm = gradient_norm(clean_grad)
+        scale = scale.to(scaled_norm.device) if isinstance(scale, Tensor) else scale
         norm = scaled_norm / scale
         direction = self.method.direction(list(params), clean_grad, scale, self.memory)
         is_gradient = direction is clean_grad
@@ -161,11 +170,12 @@ class Ascent:
             of_ranks = fidelity.unsqueeze(0)
             if self._accelerator is not None:
                 of_ranks = self._accelerator.gather(of_ranks.to(self._accelerator.device))
-            if not of_ranks.isnan().any():  # else wait for a perturbation that can be judged
-                remedy, allowed = self._engine.float32_remedy, self._sam.allow_rounded_perturbation
-                is_first = not self._is_fidelity_known
-                require_fidelity(of_ranks, remedy=remedy, allowed=allowed, warns=is_first)
-                self._is_fidelity_known = True
+            if of_ranks.isnan().any():
+                return  # all ranks wait for one that can be judged
+            remedy, allowed = self._engine.float32_remedy, self._sam.allow_rounded_perturbation
+            is_first = not self._is_fidelity_known
+            require_fidelity(of_ranks, remedy=remedy, allowed=allowed, warns=is_first)
+            self._is_fidelity_known = True
         if not fidelity.isnan().any():
             self.fidelity = fidelity
 

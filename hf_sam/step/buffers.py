@@ -70,7 +70,8 @@ class Buffers:
         Args:
             modules: All modules, as each gives its own buffers only.
         """
-        self._owners: list[Bound] = [module._buffers for module in modules]
+        own = (module._buffers for module in modules)  # TorchScript's cannot be bound anew
+        self._owners: list[Bound] = [b if isinstance(b, dict) else dict(b.items()) for b in own]
         self._now: dict[int, _Copy] = {}  # by id: the copies made or restored last
         self._is_seen = False  # whether `look` has seen a pass
         self._still: dict[int, Tensor] = {}  # by id: buffers whose version shows every change

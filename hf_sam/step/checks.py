@@ -188,7 +188,8 @@ def require_called(trainer: Any, mixin: type, *, is_called: bool | None) -> None
     raise ValueError(
         f"SAM must make the training step, got a `training_step` of {name} that does not call "
         f"{mixin.__name__}'s: mix {mixin.__name__} in before the class that has it, `class "
-        f"MyTrainer({mixin.__name__}, ...)`, or call `super().training_step` there."
+        f"MyTrainer({mixin.__name__}, ...)`, or call `super().training_step` there, at the first "
+        "optimizer step too."
     )
 
 

@@ -114,8 +114,17 @@ def attributes(holder: object) -> dict[str, Any]:
     if type(holder).__module__.startswith(WRAPPERS):
         return {}
     # torch's older spectral norm and pruning compute `weight` from `weight_orig` in each pass
-    made = {name.removesuffix("_orig") for name in holder._parameters if name.endswith("_orig")}
+    names = holder._parameters.keys()  # TorchScript's mapping cannot be iterated over
+    made = {name.removesuffix("_orig") for name in names if name.endswith("_orig")}
     return _without(own, OWN_OF_MODULES | made)
+
+
+def entries(value: Mapping[Any, Any], most: int | None = None) -> list[tuple[Any, Any]]:
+    """Return the entries of a mapping; none of one that refuses some, as a configuration may."""
+    try:
+        return list(islice(value.items(), most))
+    except Exception:  # a user's mapping may compute its values, or be closed
+        return []
 
 
 def _without(own: dict[str, Any], names: Set[str]) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def _without(own: dict[str, Any], names: Set[str]) -> dict[str, Any]:
 def _inner(value: Any) -> dict[str, Any]:
     """Return the contents of a container, a callable or an object of a user's class, by name."""
     if isinstance(value, Mapping):
-        return {str(key): item for key, item in islice(value.items(), MOST)}
+        return {str(key): item for key, item in entries(value, MOST)}
     if isinstance(value, SEQUENCES):
         return {str(index): item for index, item in enumerate(islice(value, MOST))}
     if isinstance(value, functools.partial):

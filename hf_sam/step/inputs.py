@@ -21,8 +21,9 @@ def copied(micro_batch: MicroBatch) -> MicroBatch:
     """
     known: dict[int, Any] = {}
 
-    def clone(tensor: Tensor) -> None:  # deepcopy would copy the whole storage of a view
+    def clone(tensor: Tensor) -> Tensor:  # deepcopy would copy the whole storage of a view
         known[id(tensor)] = tensor.clone()
+        return tensor
 
     recursively_apply(clone, micro_batch.inputs)
     try:

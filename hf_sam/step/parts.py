@@ -35,7 +35,7 @@ class Parts:
     outside: dict[str, Tensor]  # in the optimizer, but not in the model
     others: list[Tensor]  # trained by something else, e.g. an optimizer in a callback
     watched: dict[str, Tensor]  # all parameters that a pass can reach, trained or not
-    devices: set[torch.device]  # of the parameters
+    devices: set[torch.device]  # that passes draw on
     engine: Engine
     holders: Holders
     buffers: Buffers  # of all modules that a pass can reach
@@ -69,7 +69,8 @@ class Parts:
             outside=outside,
             others=[param for param in holders.names if id(param) not in ids],
             watched=watched,
-            devices={param.device for param in params.values()},
+            # of a pass too: shards may lie on the host
+            devices={trainer.accelerator.device, *(param.device for param in params.values())},
             engine=engine,
             holders=holders,
             buffers=Buffers(modules),

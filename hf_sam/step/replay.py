@@ -42,7 +42,7 @@ def random_state(
         devices={
             device: torch.get_device_module(device).get_rng_state(*_index(device))
             for device in set(devices)
-            if device.type != "cpu"
+            if device.type not in ("cpu", "meta")  # where offloaded parameters seem to be
         },
         numpy=np.random.get_state(legacy=False),
         python=random.getstate(),

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..ascent.shards import local
 from .counted import counted_by
-from .holders import MOST, Holders
+from .holders import MOST, Holders, entries
 from .parts import Parts
 from .positions import Position, is_position_known, position_of
 from .replay import is_generator
@@ -25,7 +25,10 @@ Marks = list[list[Any]]  # names of parameters, and what changes when one is wri
 
 
 class Watch:
-    """Checks the passes of a training: thoroughly at the first optimizer step, then cheaply."""
+    """Checks the passes of a training: thoroughly at the first optimizer step, then cheaply.
+
+    If the cheap check finds something, the next passes are checked thoroughly.
+    """
 
     def __init__(self, *, is_twice: bool = True) -> None:
         """Begin with the thorough check.
@@ -34,6 +37,7 @@ class Watch:
             is_twice: Whether a micro-batch has two passes; with one, attributes may change.
         """
         self._is_close, self._is_twice = True, is_twice
+        self._doubtful = 0  # passes to come whose parameters are compared thoroughly once more
         self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
         self._advanced: dict[str, str] = {}  # likewise, of iterators
         self._moved: set[str] = set()  # parameters that passes write to or move, as they are
@@ -53,13 +57,18 @@ class Watch:
         Raises:
             ValueError: Naming a parameter that the pass has changed.
         """
-        before = self._marks(parts)
+        is_thorough = self._is_close or self._doubtful > 0
+        self._doubtful -= self._doubtful > 0
+        before = self._marks(parts, is_thorough)
         counted = frozenset(counted_once)
         is_state_seen = self._is_close and self._is_twice
         state = _state(parts.holders, counted) if is_state_seen else {}
         yield
-        after = self._marks(parts)
-        if before != after and (changed := self._changed_in(before, after)):
+        after = self._marks(parts, is_thorough)
+        changed = [] if before == after else self._changed_in(before, after, is_thorough)
+        if changed and not is_thorough:
+            self._doubtful = 2  # it may have been put back, as by adversarial training
+        elif changed:
             raise ValueError(
                 f"a pass must change no parameter, got one that changed `{changed[0]}`: under SAM "
                 "that would count twice, or be lost. Let an optimizer of its own step in a "
@@ -73,14 +82,14 @@ class Watch:
                     has_iterators = _has_position(before_it)
                     (self._advanced if has_iterators else self._changed)[name] = place
 
-    def _marks(self, parts: Parts) -> Marks:
+    def _marks(self, parts: Parts, is_thorough: bool) -> Marks:
         """Return aligned lists: the names, and values that change when a parameter is written to.
 
         A write through `param.data` does not increase the version counter, so the thorough check
         adds its norm. The quick one runs over all parameters four times a step.
         """
         held = parts.engine.held
-        if self._is_close or self._watched is not parts.watched:
+        if is_thorough or self._watched is not parts.watched:
             self._watched = parts.watched
             left_out = set() if self._is_close else self._moved
             named = parts.watched.items()
@@ -93,20 +102,21 @@ class Watch:
         versions = [p._version + own._version for p, own in zip(self._marked, owns, strict=True)]
         plain = zip(owns, self._has_pointer, strict=True)
         pointers = [own.data_ptr() if has_pointer else 0 for own, has_pointer in plain]
-        numbers = [_numbers(own) for own in owns] if self._is_close else versions
+        numbers = [_numbers(own) for own in owns] if is_thorough else versions
         return [self._names, versions, pointers, numbers]
 
-    def _changed_in(self, before: Marks, after: Marks) -> list[str]:
+    def _changed_in(self, before: Marks, after: Marks, is_thorough: bool) -> list[str]:
         """Name the parameters that have other marks; one may have got its first ones meanwhile.
 
         A parameter may be moved, or written to, and keep its values: an LSTM packs its weights anew
-        in each pass on a GPU. What does so in the thorough check is not watched afterwards.
+        in each pass on a GPU. What does so in a thorough check is not watched afterwards.
         """
         marks = {name: mark for name, *mark in zip(*after, strict=True)}
         changed = {n: mark for n, *mark in zip(*before, strict=True) if marks.get(n, mark) != mark}
-        if self._is_close:
+        if is_thorough:
             same = {n for n, mark in changed.items() if mark[-1] and marks[n][-1] == mark[-1]}
             self._moved |= same
+            self._watched = {}  # to be marked anew
             changed = {n: mark for n, mark in changed.items() if n not in same}
         return list(changed)
 
@@ -196,7 +206,7 @@ def _comparable(value: Any, known: set[int], depth: int) -> Any:
     if id(value) in known or depth == 0 or isinstance(value, nn.Module) or is_generator(value):
         return None
     if isinstance(value, Mapping):
-        value = [item for pair in value.items() for item in pair]
+        value = [item for pair in entries(value) for item in pair]
     if isinstance(value, Collection) and not isinstance(value, type):
         some = [
             *islice(value, MOST),

@@ -66,7 +66,7 @@ def test_one_rank_may_save_the_average(reports: Reports) -> None:
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "rank"])
-@pytest.mark.parametrize("name", ["mlp", "dropout", "sometimes_used"])
+@pytest.mark.parametrize("name", ["mlp", "dropout", "sometimes_used", "routed"])
 def test_ranks_average_the_equations(name: str, scope: str, reports: Reports) -> None:
     # the order of float64 sums differs
     assert max(reports[f"equations, {name}, {scope}"]) < 1e-12

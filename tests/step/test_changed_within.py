@@ -150,6 +150,32 @@ def test_ordinary_models_are_not_warned_of(
     assert not [r.message for r in caplog.records if "Each pass changes" in r.message]
 
 
+@pytest.mark.parametrize("is_put_back", [True, False])
+@pytest.mark.parametrize("begins", [0, 2])
+def test_weights_may_be_moved_and_put_back_at_any_step(
+    begins: int, is_put_back: bool, tmp_path: Path
+) -> None:
+    """As adversarial training does after a warm-up."""
+
+    class Adversarial(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            weight = model.body[0].weight
+            if self.state.global_step >= begins:
+                before = weight.detach().clone()
+                with torch.no_grad():
+                    weight.add_(0.1)
+                    weight.copy_(before) if is_put_back else None
+            return model(**inputs)["loss"]
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Adversarial, max_steps=4)
+    if is_put_back:
+        trainer.train()
+        return
+    with pytest.raises(ValueError, match=r"one that changed `body.0.weight`"):
+        trainer.train()
+    assert trainer.state.global_step == begins
+
+
 def test_a_counted_module_is_trained_all_the_same(tmp_path: Path) -> None:
     """Its counters count once; it is neither copied nor replaced."""
 

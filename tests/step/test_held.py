@@ -1,13 +1,14 @@
 """What a pass may change is found wherever it is held, and what it cannot read is left alone."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 from cases import CLASSES, build, make_trainer
 from hidden_draws import GENERATORS
 from scenarios import PLAIN
@@ -23,7 +24,8 @@ Make = Callable[[type[Trainer]], tuple[type[Trainer], nn.Module, dict[str, Any]]
 
 
 def flat(*modules: nn.Module) -> Tensor:
-    return torch.cat([x.flatten() for module in modules for x in module.state_dict().values()])
+    tensors = [x for module in modules for x in module.state_dict().values()]
+    return torch.cat([x.flatten() for x in tensors if not x.is_meta])  # of an offloaded layer
 
 
 def trained(kind: type[Trainer], make: Make, folder: Path) -> Tensor:
@@ -197,6 +199,52 @@ def test_torchs_older_spectral_norm_is_not_warned_of(
     spectral_norm(model.body[0])
     make_trainer(model, tmp_path, max_steps=2).train()
     assert "Each pass changes" not in caplog.text
+
+
+class Closed(Mapping[str, Any]):
+    """Names its entries and refuses them, as a configuration with missing values does."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise ValueError(f"{key} is missing")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["path"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Scripted(Stateful):
+    """TorchScript, whose parameters and buffers lie in mappings of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.Sequential(nn.Linear(CLASSES, CLASSES), nn.BatchNorm1d(CLASSES)).double()
+        self.inner = torch.jit.script(inner)
+
+    def shift(self, x: Tensor) -> Tensor:
+        return self.inner(self.layer(x)).mean(dim=0)
+
+
+@pytest.mark.parametrize("what", ["configuration", "teacher", "module", "offloaded"])
+def test_what_others_wrap_is_left_alone(what: str, tmp_path: Path) -> None:
+    def make(trainer: type[Trainer]) -> tuple[type[Trainer], nn.Module, dict[str, Any]]:
+        class Made(trainer):  # type: ignore[misc, valid-type]
+            cfg = {"configuration": Closed(), "teacher": torch.jit.script(nn.Linear(2, 2))}.get(
+                what
+            )
+
+        if what == "module":
+            model = Scripted().double()  # the Trainer cannot make an optimizer for it
+            return Made, model, {"optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None)}
+        model = build("frozen")
+        if what == "offloaded":
+            places = {"body.0": "disk", "body.1": "cpu", "body.2": "cpu"}
+            dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path / "weights")
+        return Made, model, {}
+
+    plain, sam = (trained(trainer, make, tmp_path) for trainer in (Trainer, SAMTrainer))
+    torch.testing.assert_close(sam, plain, rtol=0, atol=1e-9)
 
 
 class Box:

@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from transformers import Trainer
 
-from hf_sam import SAMSeq2SeqConfig, SAMSeq2SeqTrainer, compute_perturbation, perturbed
+from hf_sam import (
+    SAMArguments,
+    SAMSeq2SeqConfig,
+    SAMSeq2SeqTrainer,
+    compute_perturbation,
+    perturbed,
+)
 from hf_sam.ascent.fidelity import perturbation_fidelity
 from hf_sam.config import ASCENT_SCOPES
+from hf_sam.step.ascent import Ascent
 
 SCOPES = pytest.mark.parametrize("scope", ASCENT_SCOPES)
 
@@ -171,6 +178,32 @@ def test_low_precision_weights_are_watched(tmp_path: Path, monkeypatch: pytest.M
     full = make_trainer(build("mlp"), tmp_path, max_steps=2, logging_steps=1)
     full.train()
     assert "perturbation_fidelity" not in full.state.log_history[0]
+
+
+class TwoRanks:
+    """An accelerator beside another rank, whose first perturbation tells nothing."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.others = [[float("nan")] * 2, [1.0, 1.0]]
+        self.calls = 0
+
+    def gather(self, own: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.cat([own, torch.tensor([self.others[self.calls - 1]])])
+
+
+def test_ranks_wait_together_for_a_perturbation_that_can_be_judged() -> None:
+    """A rank that gathered alone would wait for ever."""
+    accelerator = TwoRanks()
+    ascent = Ascent(SAMArguments(), accelerator=accelerator)
+    gathered = []
+    for _ in range(3):
+        w = {"w": torch.ones(4, dtype=torch.bfloat16)}
+        ascent.from_clean_grad(w, [torch.ones(4, dtype=torch.bfloat16)], rho=1.0, scale=1.0)
+        gathered.append((accelerator.calls, ascent.fidelity is not None))
+    assert gathered == [(1, False), (2, True), (2, True)]
 
 
 def test_seq2seq_pair_is_exported(tmp_path: Path) -> None:

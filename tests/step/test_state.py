@@ -4,6 +4,7 @@ At a rho that moves nothing in float64 SAM is the plain Trainer, whatever a forw
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from cases import build, make_trainer
 from scenarios import PLAIN
 from stateful import MADE_LATE, MODELS, SMALL, Counts, OtherGenerators
 from torch import Tensor, nn
+from transformers import default_data_collator
 
 from hf_sam import SAMTrainer
+from hf_sam.backends import engine_of
 from hf_sam.config import ASCENT_SCOPES
 from hf_sam.step.buffers import LARGE, Buffers
+from hf_sam.step.parts import Parts
 
 
 @pytest.mark.parametrize("scope", ASCENT_SCOPES)
@@ -90,6 +94,46 @@ def test_inputs_changed_at_some_steps(tmp_path: Path) -> None:
     make_trainer(build("mlp"), tmp_path, trainer=Mixed, max_steps=4).train()
     assert len(given) == 8
     assert all(map(torch.equal, given[::2], given[1::2]))
+
+
+class Picky(dict[str, Tensor]):
+    """Looks at its values when it is made, as batches of some libraries do."""
+
+    def __init__(self, values: Any) -> None:
+        super().__init__(values)
+        self.rows = {len(value) for value in self.values()}
+
+
+def test_batches_may_look_at_their_values(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        build("mlp"),
+        tmp_path,
+        recorder=lambda rows: Picky(default_data_collator(rows)),
+        max_steps=2,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_masks_are_drawn_again_where_only_passes_are_on_a_device(tmp_path: Path) -> None:
+    """Shards may lie on the host, and dropout draws on the device."""
+    trainer = make_trainer(build("mlp"), tmp_path)
+    trainer.accelerator = SimpleNamespace(
+        device=torch.device("cuda", 0), unwrap_model=lambda model, **_: model
+    )
+    parts = Parts.of(trainer.model, trainer, engine_of(trainer.model), [])
+    assert parts.devices == {torch.device("cpu"), torch.device("cuda", 0)}
+
+
+def test_gradients_that_a_hook_takes_away_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an optimizer that offloads gradients does: both passes would be at w."""
+    model = build("mlp")
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    make_trainer(model, tmp_path, max_steps=2).train()
+    assert "A clean pass has left no gradient in what is perturbed" in caplog.text
 
 
 def test_still_buffers_are_copied_once() -> None:

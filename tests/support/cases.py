@@ -98,6 +98,23 @@ def sometimes_used() -> nn.Module:
     return Classifier(Residual(), nn.Linear(FEATURES, CLASSES))
 
 
+class Experts(nn.Module):
+    """Uses one of two layers, by the weights: at w + epsilon perhaps another one than at w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(FEATURES, FEATURES) for _ in range(2))
+        self.scale = nn.Parameter(torch.ones(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = int(1e4 * float(self.scale.detach().sum())) % 2
+        return self.scale * self.experts[chosen](x)
+
+
+def routed() -> nn.Module:
+    return Classifier(Experts(), nn.Linear(FEATURES, CLASSES))
+
+
 class Queue(nn.Module):
     """A loss that depends on what the passes before have left: a bank of features, a centre."""
 
@@ -128,7 +145,16 @@ def queue() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f
-    for f in (mlp, batch_norm, dropout, dropout_and_batch_norm, tied, frozen, sometimes_used)
+    for f in (
+        mlp,
+        batch_norm,
+        dropout,
+        dropout_and_batch_norm,
+        tied,
+        frozen,
+        sometimes_used,
+        routed,
+    )
 }
 
 

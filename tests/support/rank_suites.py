@@ -62,7 +62,7 @@ def behaviour_checks(folder: Path) -> Checks:
         )
     yield "saved by one", lambda: scenarios.average_saved_by_rank_zero(folder / "saved")
     yield "unused", lambda: whole_backward.loss_with_unused_parameters(folder / "unused")
-    for name in ("mlp", "dropout", "sometimes_used"):
+    for name in ("mlp", "dropout", "sometimes_used", "routed"):
         for scope in ("micro_batch", "rank"):
             yield (
                 f"equations, {name}, {scope}",

@@ -218,7 +218,8 @@ def error_to_the_equations(name: str, scope: str, accumulation: int) -> float:
     """Largest error over ten steps of SGD with momentum to the m-sharpness oracle, on any ranks."""
     steps, lr = 10, 0.1
     # torch skips a parameter without a gradient: no momentum step, unlike the oracle
-    momentum = 0.0 if name == "sometimes_used" else 0.9
+    has_unused = name in ("sometimes_used", "routed")
+    momentum = 0.0 if has_unused else 0.9
     model, recorder, draws = build(name), Recorder(), Draws()
     reference = copy.deepcopy(model).train()
     trainer = make_trainer(
@@ -231,7 +232,7 @@ def error_to_the_equations(name: str, scope: str, accumulation: int) -> float:
         per_device_train_batch_size=4,
         data=examples(count=96),
         optim_args=f"momentum={momentum}",
-        ddp_find_unused_parameters=name == "sometimes_used",
+        ddp_find_unused_parameters=has_unused,
     )
     trainer.add_callback(draws)
     trainer.train()

@@ -39,7 +39,7 @@ def test_somebody_sees_the_naive_sams_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scope", ["micro_batch", "rank"])
-@pytest.mark.parametrize("name", ["mlp", "dropout", "sometimes_used"])
+@pytest.mark.parametrize("name", ["mlp", "dropout", "sometimes_used", "routed"])
 def test_windows_equal_the_equations(name: str, scope: str) -> None:
     # the order of float64 sums differs
     assert scenarios.error_to_the_equations(name, scope, 3) < 1e-12
