@@ -49,6 +49,10 @@ OPTIONS: list[tuple[str, str]] = [
     ('--model_kwargs {"in_chans":1}', "`in_chans` of `model_kwargs` must be 3, got 1"),
     ('--model_kwargs {"in_chans":"3"}', "`in_chans` of `model_kwargs` must be 3, got '3'"),
     ("--mean 0.5", r"`mean` must be three values \(red, green, blue\), got \[0.5\]"),
+    (
+        "--mean 123.7 116.3 103.5",
+        r"`mean` must be in \[0, 1\], got \[123.7, 116.3, 103.5\]",
+    ),
     ("--std 0.5 0.5 0", "`std` must be > 0"),
     ("--crop_scale 0.5 0.1", "`crop_scale` must be two shares"),
     ("--horizontal_flip 2", r"`horizontal_flip` must be in \[0, 1\], got 2.0"),
@@ -59,6 +63,7 @@ OPTIONS: list[tuple[str, str]] = [
         "`auto_augment` must be cifar10 or a policy",
     ),
     ("--dataloader_drop_last", "`dataloader_drop_last` would leave out evaluation images"),
+    ("--prediction_loss_only", "`prediction_loss_only` would leave no errors to measure"),
     ("--mixup -1", "`mixup` must be >= 0, got -1.0"),
     ("--max_train_samples 0", "`max_train_samples` must be >= 1, got 0"),
     ("--image_size 0", "`image_size` must be >= 1, got 0"),
