@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .. import SAMArguments, SAMConfig
 from ..vision import ModelSource
+from ..vision.timm_models import pretrained_cfg_of
 from .fields import DataOptions, ModelOptions
 from .loading import model_source, task_of
 from .options import DEFAULTS
@@ -78,7 +79,7 @@ def image_size(source: ModelSource) -> int | None:
     """Return the image size in pixels, or None if only the loaded model can tell."""
     name = source.name.removeprefix("timm/")
     if source.image_size is None and timm.is_model(name):
-        return timm.get_pretrained_cfg(name).input_size[1]
+        return int(pretrained_cfg_of(name).input_size[1])
     return source.image_size
 
 

@@ -220,6 +220,12 @@ def test_cached_images_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert issubclass(BadImageError, ValueError)
 
 
+@pytest.mark.parametrize("name", ["junk", "originals", "rand-q9", "3a-x1", "randx"])
+def test_a_policy_that_timm_does_not_have(name: str) -> None:
+    with pytest.raises(ValueError, match=f"must be cifar10 or a policy of timm .* got '{name}'"):
+        build_transforms(CONFIG, auto_augment=name)
+
+
 BATCHES = [
     ("--batch_size 64 --per_device_train_batch_size 16", (16, 4)),
     ("--batch_size 64 --m 4", (4, 16)),
