@@ -241,11 +241,10 @@ def with_class_labels(
     trained = set(labels["training"]) & set(codes)
     for split, given in labels.items():
         if unknown := sorted({str(label) for label in given if label not in trained}):
-            none = ", where None is an image without a label, as one below 0 marks it"
             raise ValueError(
                 f"the {split} labels must be classes of the training split, got "
-                f"{', '.join(unknown[:5])}{none if 'None' in unknown else ''}: check "
-                "`--label_column` and the splits."
+                f"{', '.join(unknown[:5])}: check `--label_column` and the splits."
+                + (" None is no label, or one below 0." if "None" in unknown else "")
             )
     if len(classes) < 2:
         raise ValueError(f"the data must have two classes or more, got {classes}.")

@@ -178,7 +178,7 @@ def test_label_that_training_does_not_have(tmp_path: Path) -> None:
         (
             [0, 1, -1, None],
             datasets.ClassLabel(names=["a", "b"]),
-            "training .*, got None, where",
+            "training .*, got None: .* None is no label, or one below 0",
         ),
         (["x", "x", "x", "x"], datasets.Value("string"), r"two classes or more, got \['x'\]"),
         ([[0], [1], [0], [1]], datasets.List(datasets.Value("int64")), "must hold one label an im"),
