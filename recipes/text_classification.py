@@ -65,8 +65,7 @@ def load_texts(options: TextOptions, seed: int) -> list[Dataset]:
     """Return the texts to train on and those to measure on, with class labels of the same names."""
     given = [name for name in (options.eval_file, options.eval_split) if name]
     if options.train_file:
-        files = [options.train_file, *given]
-        parts = [load_dataset("csv", data_files=file, split="train") for file in files]
+        parts = [Dataset.from_csv(file) for file in (options.train_file, *given)]
     else:
         parts = [load_dataset(options.dataset, split=split) for split in ("train", *given)]
     text, label = options.text_column, options.label_column
@@ -79,6 +78,8 @@ def load_texts(options: TextOptions, seed: int) -> list[Dataset]:
     if not isinstance(parts[0].features[label], ClassLabel):
         parts = [part.cast_column(label, Value("string")) for part in parts]
         classes = ClassLabel(names=sorted({*parts[0][label]}))
+        if unknown := {*parts[-1][label]} - {*classes.names}:  # digits would be taken as codes
+            raise ValueError(f"labels must be ones of the training texts, got {min(unknown)!r}.")
         parts = [part.cast_column(label, classes) for part in parts]
     return parts if given else [*parts[0].train_test_split(options.holdout, seed=seed).values()]
 
@@ -136,12 +137,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     try:
         options, args = parser.parse_args_into_dataclasses(argv)
         trainer = build_trainer(options, args)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except (ImportError, OSError, ValueError, DatasetsError) as error:
         sys.exit(f"{parser.prog}: {' '.join(str(error).split())}")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics := trainer.evaluate())
     trainer.save_model()
-    trainer.save_metrics("eval", metrics)
     trainer.create_model_card(finetuned_from=options.model, dataset=options.dataset)
     return metrics
 

@@ -196,11 +196,14 @@ MESSAGES = {
     "--train_file none.csv": "none.csv",
     "--train_file CSV --text_column review": "no column 'review' among text, label",
     "--train_file EMPTY": "every row must have a text and a label",
-    "--train_file CSV --eval_file OTHER": "Invalid string class label ugly",
+    "--train_file CSV --eval_file OTHER": "labels must be ones of the training texts, got 'ugly'",
+    "--train_file CSV --eval_file CODES": "labels must be ones of the training texts, got '0'",
     "--train_file CSV --load_in_4bit": "`load_in_4bit` needs a GPU and `--lora 16`",
     "--train_file CSV --rho -1": "`rho` must be >= 0, got -1.0",
     "--train_file CSV --model no/such": "offline mode",
     "--train_file CSV --holdout 2": "2",
+    "--train_file CSV --perturb nosuch": "`perturb` must be",
+    "--train_file CSV --resume_from_checkpoint last": "checkpoint",
 }
 
 
@@ -210,7 +213,9 @@ def test_bad_input_ends_in_one_line(
 ) -> None:
     (tmp_path / "empty.csv").write_text("text,label\na film,\na dull film,bad\n")
     (tmp_path / "other.csv").write_text("text,label\na film,ugly\n")
-    names = {"CSV": csv, "EMPTY": str(tmp_path / "empty.csv"), "OTHER": str(tmp_path / "other.csv")}
+    (tmp_path / "codes.csv").write_text("text,label\na film,0\na dull film,1\n")
+    names = {name: str(tmp_path / f"{name.lower()}.csv") for name in ("EMPTY", "OTHER", "CODES")}
+    names["CSV"] = csv
     words = [names.get(word, word) for word in options.split()]
     words += [] if "--model" in words else ["--model", bert]
     with pytest.raises(SystemExit) as stopped:

@@ -27,7 +27,10 @@ measure on need --eval_share 0.1. Finished runs are skipped, and an unfinished o
 last checkpoint: type the same command again.
 """
 # Options that the plan sets, or that are the same for all arms; prefixes of names.
-OF_THE_PLAN = ("seed", "data_seed", "holdout", "resume_from_checkpoint", "load_best_model_at_end")
+OF_THE_PLAN = (
+    *("seed", "data_seed", "holdout", "resume_from_checkpoint", "load_best_model_at_end"),
+    "auto_find_batch_size",  # arms of different batches are no comparison
+)
 COMMON = (
     *(*OF_THE_PLAN, "config", "output_dir", "dataset", "data_dir", "max_eval_samples", "eval_"),
     *("push_to_hub", "hub_", "print_config"),

@@ -143,8 +143,13 @@ def without_options(arguments: Sequence[str], *prefixes: str) -> list[str]:
     return kept
 
 
+def named(arguments: Sequence[str]) -> set[str]:
+    """Return the names of the options among command-line arguments."""
+    return {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+
+
 def without_rivals(given: Sequence[str], argv: Sequence[str]) -> list[str]:
     """Remove from a file's arguments the rivals of options that are typed on the command line."""
-    typed = {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in argv}
+    typed = named(argv)
     displaced = [other for pair in RIVALS for own, other in permutations(pair) if own in typed]
     return without_options(given, *displaced) if displaced else list(given)

@@ -1,5 +1,6 @@
 """Choosing the checkpoint to resume from, and checking that nothing is overwritten."""
 
+import math
 import re
 from pathlib import Path
 
@@ -18,8 +19,8 @@ def find_checkpoint(args: SAMConfig) -> str | None:
     """Return the checkpoint that `--resume_from_checkpoint` means.
 
     Raises:
-        ValueError: If there is none, if its run has ended, or if a new run would overwrite
-            something in the output folder.
+        ValueError: If there is none, or if a new run would overwrite something in the output
+            folder.
     """
     output_dir = Path(args.output_dir)
     wanted = args.resume_from_checkpoint
@@ -45,19 +46,48 @@ def find_checkpoint(args: SAMConfig) -> str | None:
             "`--resume_from_checkpoint` must be a checkpoint folder of the Trainer, or last, got "
             f"{wanted!r}: it has no trainer_state.json that can be read ({state}). Pass another."
         )
-    longer = args.num_train_epochs > state.num_train_epochs
-    if args.max_steps > 0:
-        longer = args.max_steps > state.max_steps
-    is_whole = state.global_step >= state.max_steps and not longer
-    if is_whole and (output_dir / RECORD).exists():  # else it ended before its evaluation
-        raise ValueError(
-            f"the run in {str(output_dir)!r} has ended, at step {state.global_step}: train it "
-            "for longer (`--num_train_epochs`), or pass another `--output_dir` for a new run."
-        )
     logger.warning(
         f"resuming from {checkpoint}, step {state.global_step}{_half_written(output_dir)}"
     )
     return str(checkpoint)
+
+
+def require_steps_left(checkpoint: Path, args: SAMConfig, *, examples: int) -> None:
+    """Check that a run goes on from its checkpoint, or has only its evaluation left.
+
+    Args:
+        checkpoint: As `find_checkpoint` returns it.
+        args: Of the run.
+        examples: Number of training examples.
+
+    Raises:
+        ValueError: If the run has ended, or is shorter than the one that wrote the checkpoint.
+    """
+    state = _state_of(checkpoint)
+    assert isinstance(state, TrainerState), "find_checkpoint has read it"
+    length = _length(args, state, examples)
+    if length < state.max_steps:
+        raise ValueError(
+            f"a resumed run must not be shorter than it was, {state.max_steps} steps, got {length}:"
+            " pass the `--num_train_epochs` or `--max_steps` that it was started with, or more."
+        )
+    # without a record it was interrupted before its evaluation
+    if state.global_step >= length and (Path(args.output_dir) / RECORD).exists():
+        raise ValueError(
+            f"the run in {args.output_dir!r} has ended, at step {state.global_step}: train it "
+            "for longer (`--num_train_epochs`), or pass another `--output_dir` for a new run."
+        )
+
+
+def _length(args: SAMConfig, state: TrainerState, examples: int) -> int:
+    """Return the optimizer steps of a run, as the Trainer counts them."""
+    if args.max_steps > 0:
+        return args.max_steps
+    size = (args.auto_find_batch_size and state.train_batch_size) or args.train_batch_size
+    shared = args.accelerator_config.split_batches  # one batch is dealt out to all processes
+    batches = math.ceil(examples / (size if shared else size * args.world_size))
+    steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * steps)
 
 
 def last_complete(output_dir: Path) -> Path | None:

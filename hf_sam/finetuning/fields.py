@@ -259,6 +259,10 @@ class ModelOptions:
             value = getattr(self, name)
             if value is not None and not (len(value) == 3 and all(map(math.isfinite, value))):
                 raise ValueError(f"`{name}` must be three values (red, green, blue), got {value}.")
+        if self.mean is not None and not 0 <= min(self.mean) <= max(self.mean) <= 1:
+            raise ValueError(
+                f"`mean` must be in [0, 1], got {self.mean}: divide what counts to 255 by that."
+            )
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"`std` must be > 0, got {self.std}.")
         if self.image_size is not None and self.image_size < 1:

@@ -34,7 +34,7 @@ from ..vision import (
     resize_whole,
     soft_cross_entropy,
 )
-from .checkpoints import find_checkpoint, how_to_go_on, require_fitting
+from .checkpoints import find_checkpoint, how_to_go_on, require_fitting, require_steps_left
 from .disk import DiskFullError, full_disk_named
 from .fields import DataOptions, ModelOptions
 from .folder import RECORD, claimed, run_options, write_options
@@ -208,6 +208,8 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
             f"`per_device_train_batch_size` x processes must be <= {len(splits.train)}, the number "
             f"of training examples, got {batch}."
         )
+    if checkpoint is not None:
+        require_steps_left(Path(checkpoint), args, examples=len(splits.train))
     source = model_source(model, task)
     with nullcontext() if source.own_weights else files_without_bars():  # shows downloads only
         classifier = load_classifier(source, splits.label_names)

@@ -111,7 +111,7 @@ def _notes(folder: Path) -> set[Path]:
 
 
 def write_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> None:
-    """Write the options of a run to its folder.
+    """Write the options of a run to its folder, and remove the record of what it was before.
 
     Raises:
         ValueError: If the run is resumed and has other options.
@@ -121,6 +121,7 @@ def write_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) ->
     for half in folder.glob(HALF_WRITTEN):
         half.unlink()
     write_json(folder / OPTIONS, options)
+    (folder / RECORD).unlink(missing_ok=True)
 
 
 def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from .. import SAMArguments, SAMConfig
 from ..reporting.model_card import without_tokens
-from .arguments import arguments_of, config_named, recipe_of, without_rivals
+from .arguments import arguments_of, config_named, named, recipe_of, without_rivals
 from .fields import BatchOptions, DataOptions, ModelOptions
 from .hub import require_token
 from .suggestions import near
@@ -73,6 +73,7 @@ def parse_options(
     first, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown(unknown[0], names))
+    typed, given = named(argv), list[str]()
     if config := config_named(first.config) if first.config else _own_recipe(first):
         given = without_rivals(arguments_of(config, options), argv)
         argv = [*given, *argv]  # the last value of an option counts
@@ -95,11 +96,12 @@ def parse_options(
         raise ValueError("the JSON of an option is nested too deeply: write less of it.") from error
     _require_steps(args)
     if batch != BatchOptions():
+        if batch.m is not None and batch.batch_size is not None:
+            _require_no_third(args, typed, named(given))
         batch.apply(args)
     if data.cache_images and args.dataloader_num_workers > 0:
         args.dataloader_persistent_workers = True  # else the cache is lost after an epoch
-    if args.dataloader_drop_last:
-        raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
+    _require_whole_evaluation(args)
     if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     _check_pushing(args)
@@ -183,6 +185,26 @@ def _require_steps(args: SAMConfig) -> None:
             f"`num_train_epochs` must be > 0 and finite, got {args.num_train_epochs:g}: a run of "
             "no step trains nothing."
         )
+
+
+def _require_no_third(args: SAMConfig, typed: set[str], given: set[str]) -> None:
+    """Raise a ValueError for a micro-batch size that `batch_size` and `m` leave without effect.
+
+    Typed ones may do so to that of a file, which the command line overrides.
+    """
+    name = "per_device_train_batch_size"
+    if name in typed or {name, "batch_size", "m"} <= given:
+        raise ValueError(
+            f"`{name}` has no effect beside `batch_size` and `m`, got {getattr(args, name)}: leave "
+            "one of the three out."
+        )
+
+
+def _require_whole_evaluation(args: SAMConfig) -> None:
+    if args.dataloader_drop_last:
+        raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
+    if args.prediction_loss_only:
+        raise ValueError("`prediction_loss_only` would leave no errors to measure: leave it out.")
 
 
 def _check_pushing(args: SAMConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from accelerate import PartialState
 
 from .. import SAMConfig, SAMTrainer
 from ..reporting.commands import last_part, shown_command, without_path
@@ -42,6 +43,8 @@ def describe(
     """Collect the record of a finished run."""
     source, args = run.source, trainer.args
     base = last_part(source.name)
+    settings = settings_of(args, trainer.ascent_schedule)
+    settings["hyperparameters"] = _as_used(settings["hyperparameters"], trainer)
     return RunRecord(
         dataset=data.dataset or (last_part(data.data_dir) if data.data_dir else "digits"),
         dataset_id=None if data.data_dir else run.task.hub_id,
@@ -63,8 +66,16 @@ def describe(
         data_license=run.task.license,
         weights_license=_license(source),
         remarks=_remarks(run, args, metrics),
-        **settings_of(args, trainer.ascent_schedule),
+        **settings,
     )
+
+
+def _as_used(hyperparameters: Mapping[str, Any], trainer: SAMTrainer) -> dict[str, Any]:
+    """Return the hyperparameters with the batch size that fitted, and without an unused length."""
+    used = {**hyperparameters, "per_device_train_batch_size": trainer._train_batch_size}
+    if trainer.args.max_steps > 0:
+        del used["num_train_epochs"]
+    return used
 
 
 def _chosen(data: DataOptions) -> dict[str, Any]:
@@ -91,10 +102,15 @@ def _chosen(data: DataOptions) -> dict[str, Any]:
 
 def command_of(name: str, argv: Sequence[str]) -> str:
     """Return the command that repeats the run, without tokens and with shortened paths."""
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # accelerate launch sets it
     arguments = without_options(argv, "resume_from_checkpoint", "output_dir", *OF_THE_HUB)
-    rooms = {"finetune": "hf_sam.finetuning", "compare": "hf_sam.comparing"}
-    launcher = ["accelerate", "launch", "-m", rooms[name]] if launched else ["hf-sam", name]
+    module = ["-m", {"finetune": "hf_sam.finetuning", "compare": "hf_sam.comparing"}[name]]
+    processes = PartialState().num_processes
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # accelerate launch sets it
+        launcher = ["accelerate", "launch", "--num_processes", str(processes), *module]
+    elif processes > 1:
+        launcher = ["torchrun", "--nproc_per_node", str(processes), *module]
+    else:
+        launcher = ["hf-sam", name]
     return shown_command([*launcher, *arguments])
 
 

@@ -2,18 +2,33 @@
 
 import dataclasses
 import math
+from enum import Enum
 from typing import Any
 
 import timm
 import yaml
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .. import SAMArguments, SAMConfig
 from ..vision import ModelSource
+from ..vision.timm_models import pretrained_cfg_of
 from .fields import DataOptions, ModelOptions
 from .loading import model_source, task_of
 from .options import DEFAULTS
 
+TAKEN_OUT = "use_configured_state"  # of the accelerator's settings, when devices are set up
+# What the Trainer makes of those of its defaults that stand for another value.
+STANDS_FOR: dict[str, Any] = {
+    "accelerator_config": {
+        name: value for name, value in AcceleratorConfig().to_dict().items() if name != TAKEN_OUT
+    },
+    "activation_checkpointing": False,
+    "gradient_checkpointing": False,
+    "debug": [],
+    "disable_tqdm": False,
+    "report_to": [],
+}
 OF_THE_TASK = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
 
 
@@ -23,7 +38,10 @@ def as_yaml(data: DataOptions, model: ModelOptions, args: SAMConfig) -> str:
     batch = args.per_device_train_batch_size * accumulation * devices
     lines = f"# {batch} images a step: {args.per_device_train_batch_size} in a micro-batch, "
     lines += f"{accumulation} accumulated, devices: {devices}; what is not listed is unset\n"
-    parts = {"images": data_values(data), "network": model_values(data, model)}
+    images = data_values(data)
+    if data.eval_share is not None:
+        images["eval_split"] = None  # the task's, which is not measured on
+    parts = {"images": images, "network": model_values(data, model)}
     for part, values in (parts | {"training": training_values(args)}).items():
         lines += f"\n# {part}\n"
         lines += "".join(_line(n, value) for n, value in values.items() if value is not None)
@@ -61,17 +79,30 @@ def image_size(source: ModelSource) -> int | None:
     """Return the image size in pixels, or None if only the loaded model can tell."""
     name = source.name.removeprefix("timm/")
     if source.image_size is None and timm.is_model(name):
-        return timm.get_pretrained_cfg(name).input_size[1]
+        return int(pretrained_cfg_of(name).input_size[1])
     return source.image_size
 
 
 def training_values(args: SAMConfig) -> dict[str, Any]:
     """Return rho, and the training arguments that differ from the defaults or have ours."""
-    plain = TrainingArguments(output_dir=args.output_dir).to_dict()
+    plain = _trainers_defaults()
     plain |= {field.name: field.default for field in dataclasses.fields(SAMArguments)}
     always = {*DEFAULTS, "rho", "output_dir", "gradient_accumulation_steps"}
     return {
         name: value
         for name, value in args.to_dict().items()
-        if value != plain[name] or name in always
+        if name in always or (value != plain[name] and not name.endswith("_token"))
     }
+
+
+def _trainers_defaults() -> dict[str, Any]:
+    """Return the defaults of the Trainer's arguments, from the fields of their class.
+
+    An object of it would set up Accelerate's processes and devices anew, for itself.
+    """
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(TrainingArguments):
+        factory = field.default_factory
+        value = field.default if factory is dataclasses.MISSING else factory()
+        plain[field.name] = value.value if isinstance(value, Enum) else value
+    return plain | STANDS_FOR

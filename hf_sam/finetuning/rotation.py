@@ -20,8 +20,8 @@ class CheckpointRotation(TrainerCallback):
     """
 
     def __init__(self, limit: int | None) -> None:
-        """Set how many to keep, the best one in addition; None or 0 keeps all."""
-        self.limit = limit
+        """Set how many to keep, the best one in addition; None, 0 or less keeps all."""
+        self.limit = max(0, limit or 0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 from datasets import ClassLabel, DatasetDict, Image, Value
+from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 from PIL.Image import fromarray
 from transformers.utils import logging
@@ -59,7 +60,7 @@ def load_hub(
     try:
         with nullcontext() if is_reachable else offline():
             return datasets.load_dataset(hub_id, revision=revision, data_files=data_files)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         reason = first_line(error).rstrip(".")
         if not is_reachable:
             reason = f"{constants.ENDPOINT} cannot be reached, and it is not in the cache"
@@ -99,7 +100,7 @@ def load_local(data_dir: Path, splits: Sequence[str] = ()) -> DatasetDict:
         if has_images(data_dir):
             logger.warning(f"{data_dir}: parquet files are read, the image files beside them not")
         return load_parquet(files)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         reason = str(error) if type(error) is ValueError else first_line(error)
         raise ValueError(
             f"`--data_dir` must hold parquet files (`train.parquet`) or an image folder with a "
@@ -183,7 +184,8 @@ def find_column(rows: datasets.Dataset, column: str | None, *, kind: str) -> str
         kind: "image" or "label"; also names the option in the error message.
 
     Raises:
-        ValueError: If there is no such column; lists the existing ones.
+        ValueError: If there is no such column (lists the existing ones), or images cannot be read
+            from it.
     """
     feature = {"image": Image, "label": ClassLabel}[kind]
     found = [name for name, value in rows.features.items() if isinstance(value, feature)]
@@ -193,6 +195,14 @@ def find_column(rows: datasets.Dataset, column: str | None, *, kind: str) -> str
             f"{kind} column `{column}` is not in the data, which has: "
             f"{', '.join(rows.column_names)}. Pass `--{kind}_column`."
         )
+    if kind == "image" and len(rows):
+        try:
+            rows.select([0]).cast_column(column, Image(decode=False))
+        except (NotImplementedError, TypeError, ValueError) as error:  # of pyarrow
+            raise ValueError(
+                f"image column `{column}` must hold images, or the paths of some, got "
+                f"{rows.features[column]}: pass another `--image_column`."
+            ) from error
     return column
 
 
@@ -234,6 +244,7 @@ def with_class_labels(
             raise ValueError(
                 f"the {split} labels must be classes of the training split, got "
                 f"{', '.join(unknown[:5])}: check `--label_column` and the splits."
+                + (" None is no label, or one below 0." if "None" in unknown else "")
             )
     if len(classes) < 2:
         raise ValueError(f"the data must have two classes or more, got {classes}.")

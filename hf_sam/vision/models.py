@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from transformers import (
     AutoConfig,
@@ -57,9 +58,10 @@ def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifi
         if folder.is_dir() and "architecture" in json.loads((folder / "config.json").read_text()):
             return load_timm_folder(folder, source, label_names)
         return _load_transformers(source, label_names)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        weights = f" with `--weights` {str(source.weights)!r}" if source.weights else ""
         raise ValueError(
-            f"model `{source.name}` cannot be loaded: {type(error).__name__}: "
+            f"model `{source.name}`{weights} cannot be loaded: {type(error).__name__}: "
             f"{str(error).splitlines()[0]} `--model` takes a timm name, an image classifier on the "
             "Hub (owner/name) or a local folder with a config.json. Without a network use a local "
             "folder, or a timm name with `--weights FILE` or `--init_scratch`."
@@ -83,7 +85,28 @@ def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Class
     else:
         model, report = _load_transformers_weights(source, config)
     processor = AutoImageProcessor.from_pretrained(source.name)
-    return Classifier(model, _override(processor, source), processor=processor, report=report)
+    data_config = _override(processor, source)
+    if source.image_size is not None:
+        _require_size(model, source)
+    return Classifier(model, data_config, processor=processor, report=report)
+
+
+def _require_size(model: PreTrainedModel, source: ModelSource) -> None:
+    """Raise a ValueError unless a model takes the user's image size; costs a forward pass.
+
+    Some are built for one size, and no entry of a config says so of all kinds of models.
+    """
+    is_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, source.image_size or 0, source.image_size or 0))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"`--image_size` must be one that `{source.name}` takes, got {source.image_size} "
+            f"({' '.join(str(error).split())}): pass the model's own size, or a timm model."
+        ) from error
+    finally:
+        model.train(is_training)
 
 
 def _load_transformers_weights(
@@ -119,7 +142,7 @@ def _load_transformers_weights(
         loaded=len(model.state_dict()) - len(missing),
         missing=missing,
         unexpected=tuple(info["unexpected_keys"]),
-        head_drawn_anew=bool(missing),
+        head_drawn_anew=any(name.startswith(head) for name in missing),
     )
     return model, report
 

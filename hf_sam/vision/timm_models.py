@@ -18,10 +18,26 @@ from .weights import LoadReport, fill_weights
 TimmModel = Any  # timm carries no types
 
 
+def pretrained_cfg_of(name: str) -> Any:
+    """Return timm's configuration of the pretrained weights of a model name.
+
+    Raises:
+        ValueError: If timm knows the network, but no such weights of it.
+    """
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        network = name.partition(".")[0]
+        raise ValueError(
+            f"`--model` must be {network} or its weights by the names that timm has for them, got "
+            f"{name!r}: they are {', '.join(timm.list_pretrained(f'{network}.*')) or 'none'}."
+        ) from error
+
+
 def load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifier:
     """Load a model by its timm name, with weights from the Hub, from a file, or without any."""
     name = source.name.removeprefix("timm/")
-    pretrained_cfg = timm.get_pretrained_cfg(name)
+    pretrained_cfg = pretrained_cfg_of(name)
     if source.own_weights and not pretrained_cfg.has_weights:
         raise ValueError(
             f"timm has no pretrained weights for `{name}`: pass `--weights FILE.safetensors` or "
@@ -30,8 +46,10 @@ def load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifie
     kwargs = _timm_kwargs(source, fixed_size=pretrained_cfg.fixed_input_size)
     model = _create_timm(name, kwargs, pretrained=source.own_weights, num_classes=len(label_names))
     if source.own_weights:
-        classes_differ = pretrained_cfg.num_classes != len(label_names)
-        report = LoadReport(len(model.state_dict()), (), (), head_drawn_anew=classes_differ)
+        names, heads = list(model.state_dict()), tuple(f"{head}." for head in _heads(model))
+        kept = pretrained_cfg.num_classes == len(label_names)
+        drawn = () if kept else tuple(name for name in names if name.startswith(heads))
+        report = LoadReport(len(names) - len(drawn), drawn, (), head_drawn_anew=bool(drawn))
     else:
         report = _fill_timm(model, source.weights)
     return _wrap_timm(model, kwargs, source, label_names, report)
@@ -70,18 +88,25 @@ def _create_timm(name: str, kwargs: Mapping[str, Any], **common: Any) -> TimmMod
     require_rgb(kwargs)
     try:
         return timm.create_model(name, **common, **kwargs)
-    except (AssertionError, RuntimeError, TypeError) as error:
+    except OSError:  # while downloading
+        raise
+    except Exception as error:  # arguments reach any code of timm's and torch's
         raise ValueError(
-            f"timm cannot build `{name}` with {dict(kwargs)}: {error}. "
-            "Check `--model_kwargs` and `--image_size`."
+            f"timm cannot build `{name}` with {dict(kwargs)} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}). Check `--model_kwargs` and `--image_size`."
         ) from error
 
 
 def _fill_timm(model: TimmModel, weights: Path | None) -> LoadReport:
     if weights is None:
         return LoadReport(0, tuple(model.state_dict()), (), head_drawn_anew=True)
+    return fill_weights(model, weights, head=_heads(model))
+
+
+def _heads(model: TimmModel) -> list[str]:
+    """Return the names of the modules that make the logits."""
     heads = model.pretrained_cfg["classifier"]
-    return fill_weights(model, weights, head=[heads] if isinstance(heads, str) else list(heads))
+    return [heads] if isinstance(heads, str) else list(heads)
 
 
 def _wrap_timm(

@@ -82,11 +82,17 @@ def build_transforms(
 
 def _require_policy(name: str | None) -> None:
     """Raise a ValueError for a name that timm would misread, or fail at during training."""
-    if not (name is None or name.startswith(POLICIES)):
+    if name is None:
+        return
+    try:
+        if not name.startswith(POLICIES):
+            raise ValueError("timm would take it for RandAugment")
+        create_transform(1, is_training=True, auto_augment=name)
+    except (AssertionError, LookupError, ValueError) as error:
         raise ValueError(
             f"`auto_augment` must be cifar10 or a policy of timm ({', '.join(POLICIES)}), got "
             f"{name!r}: rand-m9-mstd0.5 is usual."
-        )
+        ) from error
 
 
 def resize_whole(data_config: Mapping[str, Any]) -> Resize:

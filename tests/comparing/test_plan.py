@@ -56,6 +56,7 @@ REFUSED = [
     ("--sweep_split validation", "`sweep_split` has no effect without `--sweep`"),
     ("--seed 3", "`seed` is set by the plan"),
     ("--data_seed 3", "`data_seed` is set by the plan"),
+    ("--auto_find_batch_size", "`auto_find_batch_size` is set by the plan"),
     ("--load_best_model_at_end --eval_strategy epoch", "`load_best_model_at_end` is set by"),
     ("--arm new holdout=0.2", "`holdout` is the same for all arms"),
     ("--arm new hub_token=x", "`hub_token` is the same for all arms"),

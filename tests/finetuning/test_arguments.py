@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate import PartialState
 from images import message_of
 
+from hf_sam import SAMConfig
 from hf_sam.comparing import plan
 from hf_sam.finetuning import arguments, finetune
-from hf_sam.finetuning.options import parse_options
+from hf_sam.finetuning.folder import run_options
+from hf_sam.finetuning.options import DEFAULTS, parse_options
+from hf_sam.finetuning.resolved import training_values
 from hf_sam.vision import TASKS
 
 
@@ -114,6 +118,27 @@ def test_options_are_printed_and_nothing_is_loaded(
     assert {name: values.get(name) for name in expected} == expected
     assert not {"adam_beta1", "adaptive", "crop_padding", "weights"} & values.keys()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_printed_with_a_share_to_measure_on_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune.main(["--dataset", "digits", "--eval_share", "0.1", "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert parse_options(["--config", str(tmp_path / "printed.yaml")])[0].eval_share == 0.1
+
+
+def test_collecting_the_options_leaves_the_processes_as_they_are(tmp_path: Path) -> None:
+    """Arguments of the Trainer that are constructed set them up anew: of two, one is left."""
+    data, model, args = parse_options(["--use_cpu", "--output_dir", str(tmp_path)])
+    PartialState._shared_state["seen"] = True  # which setting up begins by emptying
+    run_options(data, model, args)
+    assert PartialState._shared_state.pop("seen")
+
+
+def test_no_default_of_the_trainer_is_listed(tmp_path: Path) -> None:
+    listed = training_values(SAMConfig(str(tmp_path)))
+    assert listed.keys() == {*DEFAULTS, "rho", "output_dir", "gradient_accumulation_steps"}
 
 
 def test_options_that_do_not_do_are_not_printed() -> None:

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from transformers.trainer import DEFAULT_CALLBACKS
 from hf_sam import SAMConfig
 from hf_sam.comparing import compare
 from hf_sam.finetuning import finetune
-from hf_sam.finetuning.checkpoints import last_complete
+from hf_sam.finetuning.checkpoints import last_complete, require_steps_left
 from hf_sam.finetuning.disk import DiskFullError, full_disk_named
 from hf_sam.finetuning.rotation import CheckpointRotation
+from hf_sam.reporting.model_card import RunRecord
 
 LAST = ["--resume_from_checkpoint", "last"]
 
@@ -91,6 +93,51 @@ def test_killed_after_the_training(killed: Path, straight: Path, data: Path) -> 
     finetune_on(data, killed / "4", *SAVING, *LAST)
     assert same_weights(killed / "4", straight)
     assert (killed / "4" / "run.json").exists()
+
+
+def test_killed_after_the_training_of_a_lengthened_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of the shorter run is none of the longer one."""
+    finetune_on(data, tmp_path / "out", *SAVING)
+    longer = [*SAVING, "--max_steps", "6", *LAST]
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "save", killed)
+        assert "goes on from" in message_of(words(data, tmp_path / "out", *longer))
+    assert last_complete(tmp_path / "out") == tmp_path / "out" / "checkpoint-6"
+    finetune_on(data, tmp_path / "out", *longer)
+    record = RunRecord.read(tmp_path / "out" / "run.json")
+    assert record.hyperparameters["max_steps"] == 6
+    assert "has ended, at step 6" in message_of(words(data, tmp_path / "out", *longer))
+
+
+LEFT = [  # of 3 steps an epoch: length, steps done of how many, refusal
+    ({"num_train_epochs": 2}, 5, 5, ""),  # of 1.5 epochs before
+    ({"num_train_epochs": 1.5}, 5, 5, "has ended, at step 5"),
+    ({"num_train_epochs": 1}, 5, 5, "must not be shorter than it was, 5 steps, got 3"),
+    ({"num_train_epochs": 2}, 3, 6, ""),
+    ({"num_train_epochs": 1}, 3, 6, "must not be shorter than it was, 6 steps, got 3"),
+    ({"max_steps": 7}, 6, 6, ""),
+    ({"max_steps": 6}, 6, 6, "has ended, at step 6"),
+    ({"max_steps": 5}, 6, 6, "must not be shorter than it was, 6 steps, got 5"),
+    ({"num_train_epochs": 2, "gradient_accumulation_steps": 2}, 3, 4, ""),
+    ({"num_train_epochs": 2, "auto_find_batch_size": True}, 9, 12, ""),  # halved by it
+]
+
+
+@pytest.mark.parametrize(("options", "step", "steps", "message"), LEFT)
+def test_a_run_goes_on_while_steps_are_left(
+    options: dict[str, Any], step: int, steps: int, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    checkpoint = checkpoint_of(tmp_path, step, max_steps=steps, train_batch_size=2)
+    args = SAMConfig(str(tmp_path), per_device_train_batch_size=4, use_cpu=True, **options)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        require_steps_left(checkpoint, args, examples=11)
 
 
 class NoRoom(TrainerCallback):
@@ -226,10 +273,10 @@ def test_a_state_that_was_cut_or_edited(state: str, tmp_path: Path) -> None:
     assert len(said) < 600
 
 
-def checkpoint_of(folder: Path, step: int, *, whole: bool = True) -> Path:
+def checkpoint_of(folder: Path, step: int, *, whole: bool = True, **more: int) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir()
-    state = {"global_step": step, "max_steps": 9, "num_train_epochs": 1}
+    state = {"global_step": step, "max_steps": 9, "num_train_epochs": 1} | more
     (path / "trainer_state.json").write_text(json.dumps(state) if whole else "{")
     os.utime(path / "trainer_state.json", ns=(step, step))
     return path
@@ -240,6 +287,7 @@ def checkpoint_of(folder: Path, step: int, *, whole: bool = True) -> Path:
     [
         (None, None, {2, 4, 6, 7, 8}),
         (0, None, {2, 4, 6, 7, 8}),
+        (-1, None, {2, 4, 6, 7, 8}),
         (2, None, {6, 7, 8}),
         (1, None, {7, 8}),
         (1, 4, {4, 7, 8}),

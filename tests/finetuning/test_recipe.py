@@ -17,9 +17,11 @@ from PIL import Image
 from places import ROOT
 from transformers import AutoModelForImageClassification
 
+from hf_sam import SAMTrainer
 from hf_sam.finetuning import finetune
 from hf_sam.finetuning.loading import load_splits, task_of
 from hf_sam.finetuning.options import parse_options
+from hf_sam.reporting.model_card import RunRecord
 from hf_sam.vision import TASKS, ImageDataset, build_transforms, with_class_labels
 
 RECIPE = ROOT / "recipes" / "finetune.py"
@@ -53,6 +55,24 @@ def test_each_data_set_of_the_paper_from_local_files(
     assert config["label_names"] == names
     trained = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert trained["max_steps"] == 2
+
+
+def test_the_record_has_the_batch_size_that_fitted_and_the_length_that_counted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SAMTrainer.training_step
+
+    def fits_two(self: SAMTrainer, model: Any, inputs: dict[str, Any], *args: Any) -> Any:
+        if len(inputs["labels"]) > 2:
+            raise RuntimeError("CUDA out of memory.")
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(SAMTrainer, "training_step", fits_two)
+    finetune_on(data, tmp_path, "--auto_find_batch_size")
+    used = RunRecord.read(tmp_path / "run.json").hyperparameters
+    assert used["per_device_train_batch_size"] <= 2
+    assert used["max_steps"] == 2
+    assert "num_train_epochs" not in used
 
 
 def test_image_folder(tmp_path: Path) -> None:

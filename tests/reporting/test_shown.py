@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from huggingface_hub import ModelCard
 from places import CARDS
 
@@ -62,6 +63,22 @@ def test_commands_of_both_scripts_are_shown_so() -> None:
     assert command_of("finetune", words) == f"hf-sam finetune {shown}"
     told = shown_command(["python", *words, "--x", "hf_" + "a" * 34])
     assert told == f"python {shown} --hub-token *** --x ***"
+
+
+LAUNCHED = [(True, 1, "accelerate launch --num_processes 1 -m hf_sam.comparing --rho 1")]
+LAUNCHED += [(True, 4, "accelerate launch --num_processes 4 -m hf_sam.comparing --rho 1")]
+LAUNCHED += [(False, 2, "torchrun --nproc_per_node 2 -m hf_sam.comparing --rho 1")]
+
+
+@pytest.mark.parametrize(("by_accelerate", "processes", "shown"), LAUNCHED)
+def test_the_command_starts_as_many_processes(
+    by_accelerate: bool, processes: int, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PartialState()
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", processes)
+    if by_accelerate:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert command_of("compare", ["--rho", "1"]) == shown
 
 
 def test_a_folder_without_a_name_is_called_by_its_own(

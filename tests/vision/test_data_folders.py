@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from folder_cases import CASES
 from folders import write
+from images import dataset
 
 from hf_sam.diagnostics.images import load_images
 from hf_sam.finetuning.loading import load_splits, task_of
@@ -55,6 +56,14 @@ def test_folder(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     else:
         assert not said.strip(), "nothing to say"
     assert counts == ([] if row.train is None else [row.train, row.eval]), said
+
+
+def test_parts_of_a_split_with_other_columns(tmp_path: Path) -> None:
+    dataset().to_parquet(tmp_path / "train-00000-of-00002.parquet")
+    dataset(label_column="kind").to_parquet(tmp_path / "train-00001-of-00002.parquet")
+    counts, refusal = outcome(tmp_path, "")
+    assert counts == []
+    assert re.search("`--data_dir` must hold parquet files .*: DatasetGeneration", refusal), refusal
 
 
 def test_a_name_that_is_no_text_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -220,6 +220,12 @@ def test_cached_images_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert issubclass(BadImageError, ValueError)
 
 
+@pytest.mark.parametrize("name", ["junk", "originals", "rand-q9", "3a-x1", "randx"])
+def test_a_policy_that_timm_does_not_have(name: str) -> None:
+    with pytest.raises(ValueError, match=f"must be cifar10 or a policy of timm .* got '{name}'"):
+        build_transforms(CONFIG, auto_augment=name)
+
+
 BATCHES = [
     ("--batch_size 64 --per_device_train_batch_size 16", (16, 4)),
     ("--batch_size 64 --m 4", (4, 16)),
@@ -237,6 +243,10 @@ def test_a_batch_is_split_as_asked(options: str, expected: tuple[int, int]) -> N
 
 REFUSED = [
     ("--batch_size 60 --m 16", "`batch_size` must be a multiple of 16 images"),
+    (
+        "--batch_size 64 --m 16 --per_device_train_batch_size 8",
+        "has no effect beside `batch_size` and `m`, got 8: leave one",
+    ),
     ("--m 0", "`m` must be >= 1"),
     ("--batch_size 64 --gradient_accumulation_steps 2", "exclude each other"),
     ("--m 4 --ascent_scope global", "`m` goes with `ascent_scope` micro_batch"),
@@ -263,3 +273,24 @@ def test_one_perturbation_for_all_devices_has_no_m(
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=[o for o, _ in REFUSED])
 def test_what_cannot_be_meant_is_refused(options: str, message: str) -> None:
     assert message in message_of(options.split())
+
+
+@pytest.mark.parametrize(
+    ("lines", "typed", "is_taken"),
+    [
+        ("m: 16\nbatch_size: 64", "--per-device-train-batch-size 8", False),
+        ("m: 16", "--batch_size 64 --per_device_train_batch_size=8", False),
+        ("m: 16\nbatch_size: 64\nper_device_train_batch_size: 8", "", False),
+        ("batch_size: 64\nper_device_train_batch_size: 8", "--m 16", True),
+        ("per_device_train_batch_size: 8", "--m 16 --batch_size 64", True),
+    ],
+)
+def test_what_is_typed_may_leave_a_file_s_micro_batch_without_effect(
+    lines: str, typed: str, is_taken: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(lines)
+    words = ["--config", str(tmp_path / "c.yaml"), *typed.split()]
+    if is_taken:
+        assert parse_options(words)[2].per_device_train_batch_size == 16
+    else:
+        assert "`per_device_train_batch_size` has no effect beside" in message_of(words)

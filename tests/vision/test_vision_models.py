@@ -152,6 +152,40 @@ def test_transformers_classifier(labels: int, data: Path, tmp_path: Path) -> Non
     assert list(AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean) == [0.1, 0.2, 0.3]
 
 
+def test_what_does_not_fit_a_transformers_model_is_refused(tmp_path: Path) -> None:
+    small_vit(tmp_path / "vit", 3)
+    (tmp_path / "w.safetensors").write_bytes(b"junk")
+    damaged = ModelSource(str(tmp_path / "vit"), weights=tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="with `--weights` '.*w.safetensors' cannot be loaded"):
+        load_classifier(damaged, LABEL_NAMES)
+    load_classifier(ModelSource(str(tmp_path / "vit"), image_size=32), LABEL_NAMES)
+    larger = ModelSource(str(tmp_path / "vit"), image_size=64)
+    with pytest.raises(ValueError, match="`--image_size` must be one that .* takes, got 64"):
+        load_classifier(larger, LABEL_NAMES)
+
+
+def test_a_head_is_drawn_anew_only_if_it_is_missing(tmp_path: Path) -> None:
+    state = small_vit(tmp_path / "vit", 3).state_dict()
+    del state["vit.layernorm.weight"]
+    save_file(state, tmp_path / "w.safetensors")
+    source = ModelSource(str(tmp_path / "vit"), weights=tmp_path / "w.safetensors")
+    report = load_classifier(source, LABEL_NAMES).report
+    assert (report.missing, report.head_drawn_anew) == (("vit.layernorm.weight",), False)
+
+
+@pytest.mark.parametrize("classes", [3, 1000])
+def test_a_head_of_other_classes_is_not_counted_as_loaded(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained, **more: build(*a, **more))
+    report = load_classifier(ModelSource("test_resnet"), [str(i) for i in range(classes)]).report
+    drawn = () if classes == 1000 else ("fc.weight", "fc.bias")
+    total = len(build("test_resnet").state_dict())
+    assert (report.loaded, report.missing) == (total - len(drawn), drawn)
+    assert report.head_drawn_anew == bool(drawn)
+
+
 @pytest.mark.parametrize("kind", ["timm", "vit", "clip"])
 def test_a_squashing_run_saves_that_it_squashes(kind: str, data: Path, tmp_path: Path) -> None:
     """Who loads the model prepares images as the run has measured it, whatever their shape."""
