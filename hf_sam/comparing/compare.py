@@ -79,7 +79,7 @@ def compare(plan: Plan, command: str) -> Comparison:
     progress = Progress(plan)
     progress.require_own_folders()
     if not all(progress.has_ended(*progress.trial_run(*run)) for run in plan.sweep):
-        require_images_to_measure_on(plan.parsed({})[0])
+        require_images_to_measure_on(plan.parsed(plan.choosing.final)[0])
     for _ in progress.finish([progress.trial_run(*run) for run in plan.sweep]):
         pass
     trials = [progress.trial(*run) for run in plan.sweep]
