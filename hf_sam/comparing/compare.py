@@ -73,7 +73,9 @@ def compare(plan: Plan, command: str) -> Comparison:
     """
     args, repo_id = plan.args, None
     if args.push_to_hub and args.process_index == 0:
-        repo_id = create_repo(args.hub_model_id, plan.output_dir, private=args.hub_private_repo)
+        name = args.hub_model_id or plan.output_dir.absolute().name
+        finished = published_run(plan, {arm.name: arm.options for arm in plan.arms})[1]
+        repo_id = create_repo(name, finished, private=args.hub_private_repo)
     if plan.sweep_split:
         require_split_for_choosing(plan.sweep_split, plan.parsed({})[0])
     progress = Progress(plan)
@@ -84,8 +86,7 @@ def compare(plan: Plan, command: str) -> Comparison:
         pass
     trials = [progress.trial(*run) for run in plan.sweep]
     settings = {arm.name: choose(arm, trials) for arm in plan.arms}
-    published = next((n for n, s in settings.items() if plan.has_sam(s)), plan.arms[0].name)
-    folder = plan.output_dir / f"{published}-seed{plan.seeds[0]}"
+    published, folder = published_run(plan, settings)
     wanted = [(a.name, settings[a.name], s) for s in plan.seeds for a in plan.arms if s in a.seeds]
     written = 0
     for _ in progress.finish([progress.final_run(*run) for run in wanted]):
@@ -105,6 +106,12 @@ def compare(plan: Plan, command: str) -> Comparison:
             shutil.copy(plan.output_dir / name, folder)
         print(f"pushed to {push(folder, repo_id)}")
     return comparison
+
+
+def published_run(plan: Plan, settings: Mapping[str, Mapping[str, str]]) -> tuple[str, Path]:
+    """Return the arm whose model is published, the first with SAM if any, and the run's folder."""
+    arm = next((n for n, options in settings.items() if plan.has_sam(options)), plan.arms[0].name)
+    return arm, plan.output_dir / f"{arm}-seed{plan.seeds[0]}"
 
 
 def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from hf_sam.comparing import compare
 from hf_sam.comparing.comparison import Comparison, comparison_table
 from hf_sam.comparing.paired import paired_table
 from hf_sam.comparing.plots import plot_comparison
+from hf_sam.finetuning.hub import HubError, upload_command
 from hf_sam.reporting.interval import Interval
 from hf_sam.vision import ImageDataset
 
@@ -137,6 +138,20 @@ def test_a_run_that_is_refused_is_named(data: Path, tmp_path: Path) -> None:
         match="hf-sam compare: layers-seed0: `perturb` must be all, norm or last:share alone",
     ):
         compare.main([*argv, "--seeds", "1", "--arm", "layers", "perturb=x9", "--arms", "layers"])
+
+
+def test_a_push_by_hand_is_of_the_published_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(name: str, folder: Path, **told: Any) -> str:
+        raise HubError(f"{name}: {upload_command('me/it', folder)}")
+
+    monkeypatch.setattr(compare, "create_repo", refused)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_no_one")
+    words = ["--push_to_hub", "--first_seed", "2", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        compare.main(words)
+    assert f"out: hf upload me/it {tmp_path / 'out' / 'sam-seed2'} " in str(stop.value.code)
 
 
 def test_runs_shorter_than_their_clock_are_plotted(straight: Path, tmp_path: Path) -> None:
