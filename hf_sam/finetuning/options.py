@@ -81,7 +81,7 @@ def parse_options(
         parser.set_defaults(optim_args=None)  # the default momentum is for SGD
     if first.output_dir is None:
         sources = (first.dataset or first.data_dir or "digits", first.model or first.weights)
-        stems = [Path(name).stem for name in sources if name]
+        stems = [Path(os.path.abspath(name)).stem for name in sources if name]  # also of `.`
         parser.set_defaults(
             output_dir="-".join(["runs/" + stems[0], *stems[1:], f"rho{first.rho:g}"])
         )
@@ -94,6 +94,7 @@ def parse_options(
     except RecursionError as error:  # from the JSON that some options take
         raise ValueError("the JSON of an option is nested too deeply: write less of it.") from error
     _require_steps(args)
+    _require_outside_data(args.output_dir, data.data_dir)
     if batch != BatchOptions():
         batch.apply(args)
     if data.cache_images and args.dataloader_num_workers > 0:
@@ -182,6 +183,18 @@ def _require_steps(args: SAMConfig) -> None:
         raise ValueError(
             f"`num_train_epochs` must be > 0 and finite, got {args.num_train_epochs:g}: a run of "
             "no step trains nothing."
+        )
+
+
+def _require_outside_data(output_dir: str, data_dir: str | None) -> None:
+    """Raise a ValueError if the next start would read what this run writes as data."""
+    if data_dir is None:
+        return
+    written, read = (Path(os.path.realpath(path)) for path in (output_dir, data_dir))
+    if written.is_relative_to(read):
+        raise ValueError(
+            f"`output_dir` must not be inside `data_dir`, got {output_dir!r} in {data_dir!r}: pass "
+            "an `--output_dir` elsewhere."
         )
 
 
