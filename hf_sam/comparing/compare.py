@@ -233,19 +233,21 @@ class Progress:
         began = time.monotonic()
         PartialState().print(f"\n{label}: {folder}", flush=True)
         try:
-            finish(self.plan.arguments_of(options), folder)
+            finish(self.plan, options, folder)
         except RecipeError as error:
             raise RecipeError(f"{folder.name}: {error}") from error
         self.seconds += time.monotonic() - began
         self.spent += self.plan.cost(options)
 
 
-def finish(arguments: Sequence[str], folder: Path) -> None:
+def finish(plan: Plan, options: Mapping[str, str], folder: Path) -> None:
     """Train a run to its end, from its last checkpoint if there is one."""
     resumed = last_complete(folder) is not None
     PartialState().wait_for_everyone()
     torch.compiler.reset()  # else each new model counts as a recompilation of the last
-    arguments = [*arguments, f"--output_dir={folder}", "--push_to_hub=false"]  # override a file
-    train(arguments + ["--resume_from_checkpoint=last"] * resumed, is_claimed=True)
+    arguments = [*plan.arguments_of(options), f"--output_dir={folder}"]
+    arguments += ["--push_to_hub=false"]  # overrides a file
+    arguments += ["--resume_from_checkpoint=last"] * resumed
+    train(arguments, from_file=plan.from_file, is_claimed=True)
     PartialState().wait_for_everyone()
     gc.collect()

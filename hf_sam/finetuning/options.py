@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from argparse import SUPPRESS, Namespace, _StoreFalseAction
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +59,22 @@ HELP = {
 
 
 def parse_options(
-    argv: Sequence[str] | None = None,
+    argv: Sequence[str] | None = None, *, from_file: Sequence[str] | None = None
 ) -> tuple[DataOptions, ModelOptions, SAMConfig]:
     """Parse the options: the command line wins over the file of `--config`, and that over defaults.
+
+    Args:
+        argv: The command-line arguments; None for those of the process.
+        from_file: What `read_config` has read; None: the file is read now.
 
     Raises:
         ValueError: With rule, value and remedy.
     """
     parser = _command_line_parser()
-    names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
-    options = {a.dest: a for a in parser._actions if a.dest in names and a.nargs != 0}
     argv = list(sys.argv[1:] if argv is None else argv)
-    first, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ValueError(_unknown(unknown[0], names))
-    if config := config_named(first.config) if first.config else _own_recipe(first):
-        given = without_rivals(arguments_of(config, options), argv)
-        argv = [*given, *argv]  # the last value of an option counts
+    first = _typed(parser, argv)
+    if given := _from_file(parser, first) if from_file is None else from_file:
+        argv = [*without_rivals(given, argv), *argv]  # the last value of an option counts
         first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
         parser.set_defaults(optim_args=None)  # the default momentum is for SGD
@@ -105,6 +104,43 @@ def parse_options(
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     _check_pushing(args)
     return data, model, args
+
+
+def read_config(argv: Sequence[str], *, elsewhere: Collection[str] = ()) -> list[str]:
+    """Read the file of `--config`, or the data set's recipe, as arguments; none without a file.
+
+    Args:
+        argv: The command-line arguments.
+        elsewhere: Options that the caller's own command line has, which may be meant.
+
+    Raises:
+        ValueError: If the file cannot be read, or an option is unknown.
+    """
+    parser = _command_line_parser()
+    return _from_file(parser, _typed(parser, argv, elsewhere), elsewhere)
+
+
+def _typed(
+    parser: HfArgumentParser, argv: Sequence[str], elsewhere: Collection[str] = ()
+) -> Namespace:
+    """Parse what is typed; raise a ValueError for an unknown option."""
+    first, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ValueError(_unknown(unknown[0], _names(parser).union(elsewhere)))
+    return first
+
+
+def _from_file(
+    parser: HfArgumentParser, first: Namespace, elsewhere: Collection[str] = ()
+) -> list[str]:
+    names = _names(parser)
+    options = {a.dest: a for a in parser._actions if a.dest in names and a.nargs != 0}
+    config = config_named(first.config) if first.config else _own_recipe(first)
+    return [] if config is None else arguments_of(config, options, elsewhere)
+
+
+def _names(parser: HfArgumentParser) -> set[str]:
+    return {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
 
 
 def with_recipe(argv: Sequence[str]) -> list[str]:

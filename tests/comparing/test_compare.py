@@ -84,7 +84,17 @@ def test_finished_runs_are_skipped_and_others_options_are_refused(
         compare.main([*plan(data, straight), "--learning_rate", "0.3"])
 
 
-def test_an_edited_file_is_noticed_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+def test_an_edited_file_is_noticed_before_anything_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comparison that has begun keeps what the file had."""
+    train = compare.train
+
+    def train_edited(*args: Any, **told: Any) -> Any:
+        config.write_text("weight_decay: 0.2")
+        return train(*args, **told)
+
+    monkeypatch.setattr(compare, "train", train_edited)
     config = tmp_path / "c.yaml"
     config.write_text("weight_decay: 0.1")
     words = [*plan(data, tmp_path / "out"), "--config", str(config), "--seeds", "1"]
@@ -92,7 +102,8 @@ def test_an_edited_file_is_noticed_before_anything_is_trained(data: Path, tmp_pa
     words.remove("--sweep")
     words.remove("rho=0.1,0.5")
     compare.main(words)
-    config.write_text("weight_decay: 0.2")
+    options = json.loads((tmp_path / "out" / "base-seed0" / "options.json").read_text())
+    assert options["weight_decay"] == 0.1
     with pytest.raises(SystemExit, match="other options, `weight_decay` 0.1 and not 0.2"):
         compare.main([*words, "--seeds", "2"])
     assert not (tmp_path / "out" / "base-seed1").exists()
