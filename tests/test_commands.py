@@ -15,7 +15,8 @@ from test_documents import DOCUMENTS
 from transformers import HfArgumentParser
 
 from hf_sam import SAMConfig, cli
-from hf_sam.comparing.plan import command_line_parser, parse_plan
+from hf_sam.comparing.command_line import command_line_parser
+from hf_sam.comparing.plan import parse_plan
 from hf_sam.diagnostics.__main__ import command_line as report_parser
 from hf_sam.finetuning.options import _command_line_parser, parse_options
 

@@ -43,8 +43,9 @@ def require_split_for_choosing(split: str, data: DataOptions) -> None:
         ValueError: If the data have no such split, or it is the evaluation split.
     """
     task = task_of(data)
-    found = find_splits(data, task)
-    chosen_on, measured_on = split.split("+"), eval_split_of(task, found)
+    chosen_on = split.split("+")
+    found = find_splits(data, task, asked=chosen_on)
+    measured_on = eval_split_of(task, found)
     if missing := [part for part in chosen_on if part not in found]:
         raise ValueError(
             f"`sweep_split` must be a split of the data, got {missing[0]}: there are "

@@ -73,19 +73,20 @@ def compare(plan: Plan, command: str) -> Comparison:
     """
     args, repo_id = plan.args, None
     if args.push_to_hub and args.process_index == 0:
-        repo_id = create_repo(args.hub_model_id, plan.output_dir, private=args.hub_private_repo)
+        name = args.hub_model_id or plan.output_dir.absolute().name
+        finished = published_run(plan, {arm.name: arm.options for arm in plan.arms})[1]
+        repo_id = create_repo(name, finished, private=args.hub_private_repo)
     if plan.sweep_split:
         require_split_for_choosing(plan.sweep_split, plan.parsed({})[0])
     progress = Progress(plan)
     progress.require_own_folders()
     if not all(progress.has_ended(*progress.trial_run(*run)) for run in plan.sweep):
-        require_images_to_measure_on(plan.parsed({})[0])
+        require_images_to_measure_on(plan.parsed(plan.choosing.final)[0])
     for _ in progress.finish([progress.trial_run(*run) for run in plan.sweep]):
         pass
     trials = [progress.trial(*run) for run in plan.sweep]
     settings = {arm.name: choose(arm, trials) for arm in plan.arms}
-    published = next((n for n, s in settings.items() if plan.has_sam(s)), plan.arms[0].name)
-    folder = plan.output_dir / f"{published}-seed{plan.seeds[0]}"
+    published, folder = published_run(plan, settings)
     wanted = [(a.name, settings[a.name], s) for s in plan.seeds for a in plan.arms if s in a.seeds]
     written = 0
     for _ in progress.finish([progress.final_run(*run) for run in wanted]):
@@ -105,6 +106,12 @@ def compare(plan: Plan, command: str) -> Comparison:
             shutil.copy(plan.output_dir / name, folder)
         print(f"pushed to {push(folder, repo_id)}")
     return comparison
+
+
+def published_run(plan: Plan, settings: Mapping[str, Mapping[str, str]]) -> tuple[str, Path]:
+    """Return the arm whose model is published, the first with SAM if any, and the run's folder."""
+    arm = next((n for n, options in settings.items() if plan.has_sam(options)), plan.arms[0].name)
+    return arm, plan.output_dir / f"{arm}-seed{plan.seeds[0]}"
 
 
 def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:
@@ -226,19 +233,21 @@ class Progress:
         began = time.monotonic()
         PartialState().print(f"\n{label}: {folder}", flush=True)
         try:
-            finish(self.plan.arguments_of(options), folder)
+            finish(self.plan, options, folder)
         except RecipeError as error:
             raise RecipeError(f"{folder.name}: {error}") from error
         self.seconds += time.monotonic() - began
         self.spent += self.plan.cost(options)
 
 
-def finish(arguments: Sequence[str], folder: Path) -> None:
+def finish(plan: Plan, options: Mapping[str, str], folder: Path) -> None:
     """Train a run to its end, from its last checkpoint if there is one."""
     resumed = last_complete(folder) is not None
     PartialState().wait_for_everyone()
     torch.compiler.reset()  # else each new model counts as a recompilation of the last
-    arguments = [*arguments, f"--output_dir={folder}", "--push_to_hub=false"]  # override a file
-    train(arguments + ["--resume_from_checkpoint=last"] * resumed, is_claimed=True)
+    arguments = [*plan.arguments_of(options), f"--output_dir={folder}"]
+    arguments += ["--push_to_hub=false"]  # overrides a file
+    arguments += ["--resume_from_checkpoint=last"] * resumed
+    train(arguments, from_file=plan.from_file, is_claimed=True)
     PartialState().wait_for_everyone()
     gc.collect()

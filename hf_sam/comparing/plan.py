@@ -2,30 +2,21 @@
 
 import dataclasses
 import itertools
+import os
 import re
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import SAMArguments, SAMConfig
 from ..finetuning.fields import DataOptions, ModelOptions
-from ..finetuning.options import parse_options, with_recipe
+from ..finetuning.options import parse_options, read_config, with_recipe
 from ..reporting.model_card import without_tokens
 from ..step.planning import passes_per_step
 from .choosing import Choosing
+from .command_line import command_line_parser
 
-HELP = """\
-Each arm is trained with every seed, from the same start, on the same images in the same order:
-
-  base      the base optimizer
-  base_2x   the base optimizer at twice the epochs: as many gradient evaluations as SAM
-  sam       SAM
-
-All other options are those of hf-sam finetune and hold for every arm. Data without a split to
-measure on need --eval_share 0.1. Finished runs are skipped, and an unfinished one goes on from its
-last checkpoint: type the same command again.
-"""
 # Options that the plan sets, or that are the same for all arms; prefixes of names.
 OF_THE_PLAN = (
     *("seed", "data_seed", "holdout", "resume_from_checkpoint", "load_best_model_at_end"),
@@ -54,6 +45,7 @@ class Plan:
     """All runs that the command line asks for."""
 
     common: Sequence[str]  # arguments of hf-sam finetune, for all arms
+    from_file: Sequence[str]  # those in the file of `--config`, which may be edited meanwhile
     args: SAMConfig  # parsed from the common arguments
     arms: Sequence[Arm]
     grid: Mapping[tuple[str, str], Sequence[str]]  # values by arm ("" for all) and option
@@ -69,18 +61,24 @@ class Plan:
 
     def parsed(self, options: Mapping[str, str]) -> tuple[DataOptions, ModelOptions, SAMConfig]:
         """Return the parsed options of a run."""
-        return parse_options(self.arguments_of(options))
+        arguments = [*self.arguments_of(options), f"--output_dir={self.output_dir}"]
+        return parse_options(arguments, from_file=self.from_file)
 
     def trials(self, arm: Arm) -> list[dict[str, str]]:
         """Return the points of the grid for an arm; none if there is nothing to choose."""
-        grid: dict[str, Sequence[str]] = {}
-        for whose in ("", arm.name):  # an arm's own values replace the common ones
-            grid |= {name: values for (of, name), values in self.grid.items() if of == whose}
-        names = [name for name in grid if name not in arm.options]
-        if not self.has_sam(arm.options):
-            names = [name for name in names if name not in SAM_FIELDS]
-        points = itertools.product(*(grid[name] for name in names))
+        swept = self.swept(arm)
+        points = itertools.product(*(self.grid[key] for key in swept))
+        names = [name for _, name in swept]
         return [dict(zip(names, point, strict=True)) for point in points] if names else []
+
+    def swept(self, arm: Arm) -> list[tuple[str, str]]:
+        """Return the keys of the grid whose values an arm takes."""
+        keys: dict[str, tuple[str, str]] = {}
+        for whose in ("", arm.name):  # an arm's own values replace the common ones
+            keys |= {name: (of, name) for of, name in self.grid if of == whose}
+        has_sam = self.has_sam(arm.options)
+        names = [n for n in keys if n not in arm.options and (has_sam or n not in SAM_FIELDS)]
+        return [keys[name] for name in names]
 
     @property
     def sweep(self) -> list[tuple[str, dict[str, str], int]]:
@@ -109,32 +107,22 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     Raises:
         ValueError: With rule, value and remedy.
     """
-    own, common = command_line_parser().parse_known_args(argv)
+    parser = command_line_parser()
+    own, common = parser.parse_known_args(argv)
     common = with_recipe(common)  # the same for all arms, also for those with another network
     if "--print_config" in common:
         raise ValueError("`print_config` is hf-sam finetune's: leave it out.")
-    for name in ("seeds", "sweep_seeds"):
-        if (value := getattr(own, name)) < 1:
-            raise ValueError(f"`{name}` must be >= 1, got {value}: 5 seeds are the paper's.")
-    data, _, args = parse_options([*common, f"--output_dir={own.output_dir or 'runs/compare'}"])
-    if args.rho == 0:
-        raise ValueError("`rho` must be > 0 here: the arms base and base_2x are without SAM.")
-    for name in OF_THE_PLAN:
-        value = getattr(data if name == "holdout" else args, name)
-        if value != (SAMConfig.seed if name == "seed" else None) and value is not False:
-            remedy = "pass `--eval_share`" if name == "holdout" else "leave it out"
-            raise ValueError(
-                f"`{name}` is set by the plan, for each run: {remedy}, in the `--config` too."
-            )
-    if min(args.num_train_epochs, abs(args.max_steps)) <= 0:
-        raise ValueError(f"`num_train_epochs` must be > 0, got {args.num_train_epochs}.")
-    for name in ("sweep_split", "sweep_seeds"):
-        if getattr(own, name) not in (None, 1) and not own.sweep:
-            raise ValueError(f"`{name}` has no effect without `--sweep`: leave it out.")
-    name = Path(data.dataset or data.data_dir or "digits").name
+    from_file = read_config(common, elsewhere=vars(own))
+    folder = own.output_dir or parser.parse_known_args(from_file)[0].output_dir
+    data, _, args = parse_options(
+        [*common, f"--output_dir={folder or 'runs/compare'}"], from_file=from_file
+    )
+    _require_own_options(own, data, args)
+    name = Path(os.path.abspath(data.dataset or data.data_dir or "digits")).name  # also of `.`
     arms = _arms(own, args)
     plan = Plan(
         common=common,
+        from_file=from_file,
         args=args,
         arms=arms,
         grid=_grid(own.sweep, arms),
@@ -142,8 +130,9 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         sweep_seeds=range(own.first_seed, own.first_seed + own.sweep_seeds),
         sweep_split=own.sweep_split,
         choosing=Choosing.on(own.sweep_split, data),
-        output_dir=Path(own.output_dir or f"runs/compare-{name}"),
+        output_dir=Path(folder or f"runs/compare-{name}"),
     )
+    _require_effect(plan)
     for options in [*(arm.options for arm in plan.arms), *(run[1] for run in plan.sweep)]:
         if own.sweep_split and "train_split" in options:
             raise ValueError(
@@ -154,56 +143,35 @@ def parse_plan(argv: Sequence[str]) -> Plan:
     return plan
 
 
-def command_line_parser() -> ArgumentParser:
-    """Return the parser of the options that `hf-sam finetune` does not have."""
-    parser = ArgumentParser(
-        "hf-sam compare",
-        usage="hf-sam compare [--seeds N] [--sweep NAME=VALUE,VALUE ...] [--option value ...]",
-        description=HELP,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="Number of seeds, 0 and up.")
-    parser.add_argument("--first_seed", type=int, default=0, help="The first seed.")
-    parser.add_argument(
-        "--sweep",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE,VALUE",
-        help="Choose each arm's settings from the grid of these values, by the error on a tenth of "
-        "the training images that is held out. ARM:NAME=VALUE is for one arm only.",
-    )
-    parser.add_argument(
-        "--sweep_seeds",
-        type=int,
-        default=1,
-        help="Choose by the mean error over this many seeds, each with another tenth. A tenth of a "
-        "small data set is imprecise: 150 images leave a standard error of 4 points.",
-    )
-    parser.add_argument(
-        "--sweep_split",
-        metavar="SPLIT",
-        help="Choose on this split of the data (such as validation) instead; the final runs then "
-        "train on it too. With --label_noise, its labels are clean when settings are chosen and "
-        "noisy in the final runs.",
-    )
-    parser.add_argument(
-        "--arm",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("NAME", "OPTION=VALUE"),
-        help="Add an arm with options of its own: --arm asam adaptive=true rho=0.5. The name of a "
-        "standard arm adds options to that one. seeds=3 uses the first three seeds only.",
-    )
-    parser.add_argument(
-        "--arms", nargs="+", action="extend", metavar="NAME", help="Train only these arms."
-    )
-    parser.add_argument(
-        "--output_dir", help="Folder for the runs and results. Unset, it is runs/compare-<data>."
-    )
-    return parser
+def _require_own_options(own: Namespace, data: DataOptions, args: SAMConfig) -> None:
+    """Raise a ValueError for options that do not go with a plan."""
+    for name in ("seeds", "sweep_seeds"):
+        if (value := getattr(own, name)) < 1:
+            raise ValueError(f"`{name}` must be >= 1, got {value}: 5 seeds are the paper's.")
+    if args.rho == 0:
+        raise ValueError("`rho` must be > 0 here: the arms base and base_2x are without SAM.")
+    for name in OF_THE_PLAN:
+        value = getattr(data if name == "holdout" else args, name)
+        if value != (SAMConfig.seed if name == "seed" else None) and value is not False:
+            remedy = "pass `--eval_share`" if name == "holdout" else "leave it out"
+            raise ValueError(
+                f"`{name}` is set by the plan, for each run: {remedy}, in the `--config` too."
+            )
+    for name in ("sweep_split", "sweep_seeds"):
+        if getattr(own, name) not in (None, 1) and not own.sweep:
+            raise ValueError(f"`{name}` has no effect without `--sweep`: leave it out.")
+
+
+def _require_effect(plan: Plan) -> None:
+    """Raise a ValueError for a point of the grid that no arm takes."""
+    taken = {key for arm in plan.arms for key in plan.swept(arm)}
+    for of, name in plan.grid:
+        if (of, name) not in taken:
+            point, who = (f"{of}:{name}", f"the arm {of}") if of else (name, "every arm")
+            raise ValueError(
+                f"`--sweep` must have an effect, got {point}, which {who} sets itself or, being "
+                "without SAM, cannot use: leave it out here or in `--arm`."
+            )
 
 
 def _arms(own: Namespace, args: SAMConfig) -> list[Arm]:
@@ -257,6 +225,7 @@ def _grid(points: Sequence[str], arms: Sequence[Arm]) -> dict[tuple[str, str], l
 
 def _option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
+    name = name.replace("-", "_")  # as argparse takes them too
     if not (name and equals and value) or "/" in value:
         shown = without_tokens([text])[0]
         raise ValueError(f"settings must be written NAME=VALUE, without slashes, got {shown}.")

@@ -2,7 +2,7 @@
 
 import json
 from argparse import Action
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,15 @@ ALSO_TRUE_OR_FALSE = ("resume_from_checkpoint",)
 logger = logging.get_logger("finetune")
 
 
-def arguments_of(path: Path, options: Mapping[str, Action]) -> list[str]:
+def arguments_of(
+    path: Path, options: Mapping[str, Action], elsewhere: Collection[str] = ()
+) -> list[str]:
     """Convert the options in a YAML file to command-line arguments, which the parser then checks.
 
     Args:
         path: The file.
         options: All options of the parser, by name.
+        elsewhere: Options that only a command line has.
 
     Raises:
         ValueError: If the file cannot be read, names an unknown option, or has a value that the
@@ -41,8 +44,14 @@ def arguments_of(path: Path, options: Mapping[str, Action]) -> list[str]:
     """
     arguments: list[str] = []
     for name, value in _values_in(path).items():
+        if name in elsewhere and name not in options:
+            raise ValueError(
+                f"`{name}` must be on the command line, got it in {str(path)!r}, which is for the "
+                f"options of single runs: pass `--{name}`."
+            )
         if name not in options:
-            raise ValueError(f"unknown option {name!r} in {str(path)!r}{near(str(name), options)}")
+            known = {*options, *elsewhere}
+            raise ValueError(f"unknown option {name!r} in {str(path)!r}{near(str(name), known)}")
         try:
             arguments += _arguments(name, value, options[name])
         except ValueError as error:

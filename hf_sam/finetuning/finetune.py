@@ -118,11 +118,14 @@ def print_config(argv: Sequence[str]) -> None:
         print(as_yaml(data, model, args), end="")
 
 
-def train(argv: Sequence[str], *, is_claimed: bool = False) -> RunRecord:
+def train(
+    argv: Sequence[str], *, from_file: Sequence[str] | None = None, is_claimed: bool = False
+) -> RunRecord:
     """Fine-tune by command-line arguments, save model, record and card, and push them if asked to.
 
     Args:
         argv: The command-line arguments.
+        from_file: What `read_config` has read of the file of `--config`; None: it is read now.
         is_claimed: Whether the caller has locked the output folder.
 
     Raises:
@@ -132,7 +135,7 @@ def train(argv: Sequence[str], *, is_claimed: bool = False) -> RunRecord:
     """
     with ExitStack() as held:
         try:
-            data, model, args = parse_options(argv)
+            data, model, args = parse_options(argv, from_file=from_file)
             # Else the Trainer would push too: all files of the folder, and a card of its own.
             is_pushed, args.push_to_hub = args.push_to_hub, False
             options = run_options(data, model, args)

@@ -183,9 +183,10 @@ def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, 
         return
     before = read_json(path, dict[str, Any], remedy=AGAIN)
     before, options = UNSET | before, {**UNSET, **options}
-    names = sorted((before.keys() | options.keys()) - set(besides))
-    for name in names:
-        if before.get(name) != options.get(name):
+    names = (before.keys() | options.keys()) - set(besides)
+    for name in sorted(names):
+        is_aside = name.startswith(ASIDE)  # written by an earlier version
+        if before.get(name) != options.get(name) and not is_aside:
             raise ValueError(
                 f"{str(folder)!r} holds a run with other options, `{name}` {before.get(name)!s:.80}"
                 f" and not {options.get(name)}: pass the options it was started with, or another "

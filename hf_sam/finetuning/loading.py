@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import datasets
@@ -93,14 +93,21 @@ def processes_here(args: TrainingArguments) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
 
 
-def find_splits(options: DataOptions, task: Task) -> datasets.DatasetDict:
+def find_splits(
+    options: DataOptions, task: Task, *, asked: Sequence[str] = ()
+) -> datasets.DatasetDict:
     """Load all splits of the data set that the options name.
+
+    Args:
+        options: Where the data are.
+        task: Names the splits to train and to measure on.
+        asked: Names of further splits, which may be any folders or files.
 
     Raises:
         ValueError: If they cannot be loaded.
     """
     if options.data_dir is not None:
-        names = [name for name in (task.train_split, task.eval_split) if name]
+        names = [name for name in (task.train_split, task.eval_split, *asked) if name]
         return load_local(Path(options.data_dir), "+".join(names).split("+"))
     return load_task(task)
 

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from argparse import SUPPRESS, Namespace, _StoreFalseAction
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,30 +59,30 @@ HELP = {
 
 
 def parse_options(
-    argv: Sequence[str] | None = None,
+    argv: Sequence[str] | None = None, *, from_file: Sequence[str] | None = None
 ) -> tuple[DataOptions, ModelOptions, SAMConfig]:
     """Parse the options: the command line wins over the file of `--config`, and that over defaults.
+
+    Args:
+        argv: The command-line arguments; None for those of the process.
+        from_file: What `read_config` has read; None: the file is read now.
 
     Raises:
         ValueError: With rule, value and remedy.
     """
     parser = _command_line_parser()
-    names = {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
-    options = {a.dest: a for a in parser._actions if a.dest in names and a.nargs != 0}
     argv = list(sys.argv[1:] if argv is None else argv)
-    first, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ValueError(_unknown(unknown[0], names))
+    first = _typed(parser, argv)
     typed, given = named(argv), list[str]()
-    if config := config_named(first.config) if first.config else _own_recipe(first):
-        given = without_rivals(arguments_of(config, options), argv)
+    if found := _from_file(parser, first) if from_file is None else from_file:
+        given = without_rivals(found, argv)
         argv = [*given, *argv]  # the last value of an option counts
         first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
         parser.set_defaults(optim_args=None)  # the default momentum is for SGD
     if first.output_dir is None:
         sources = (first.dataset or first.data_dir or "digits", first.model or first.weights)
-        stems = [Path(name).stem for name in sources if name]
+        stems = [Path(os.path.abspath(name)).stem for name in sources if name]  # also of `.`
         parser.set_defaults(
             output_dir="-".join(["runs/" + stems[0], *stems[1:], f"rho{first.rho:g}"])
         )
@@ -95,6 +95,7 @@ def parse_options(
     except RecursionError as error:  # from the JSON that some options take
         raise ValueError("the JSON of an option is nested too deeply: write less of it.") from error
     _require_steps(args)
+    _require_outside_data(args.output_dir, data.data_dir)
     if batch != BatchOptions():
         if batch.m is not None and batch.batch_size is not None:
             _require_no_third(args, typed, named(given))
@@ -106,6 +107,43 @@ def parse_options(
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     _check_pushing(args)
     return data, model, args
+
+
+def read_config(argv: Sequence[str], *, elsewhere: Collection[str] = ()) -> list[str]:
+    """Read the file of `--config`, or the data set's recipe, as arguments; none without a file.
+
+    Args:
+        argv: The command-line arguments.
+        elsewhere: Options that the caller's own command line has, which may be meant.
+
+    Raises:
+        ValueError: If the file cannot be read, or an option is unknown.
+    """
+    parser = _command_line_parser()
+    return _from_file(parser, _typed(parser, argv, elsewhere), elsewhere)
+
+
+def _typed(
+    parser: HfArgumentParser, argv: Sequence[str], elsewhere: Collection[str] = ()
+) -> Namespace:
+    """Parse what is typed; raise a ValueError for an unknown option."""
+    first, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ValueError(_unknown(unknown[0], _names(parser).union(elsewhere)))
+    return first
+
+
+def _from_file(
+    parser: HfArgumentParser, first: Namespace, elsewhere: Collection[str] = ()
+) -> list[str]:
+    names = _names(parser)
+    options = {a.dest: a for a in parser._actions if a.dest in names and a.nargs != 0}
+    config = config_named(first.config) if first.config else _own_recipe(first)
+    return [] if config is None else arguments_of(config, options, elsewhere)
+
+
+def _names(parser: HfArgumentParser) -> set[str]:
+    return {f.name for kind in parser.dataclass_types for f in dataclasses.fields(kind) if f.init}
 
 
 def with_recipe(argv: Sequence[str]) -> list[str]:
@@ -205,6 +243,18 @@ def _require_whole_evaluation(args: SAMConfig) -> None:
         raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
     if args.prediction_loss_only:
         raise ValueError("`prediction_loss_only` would leave no errors to measure: leave it out.")
+
+
+def _require_outside_data(output_dir: str, data_dir: str | None) -> None:
+    """Raise a ValueError if the next start would read what this run writes as data."""
+    if data_dir is None:
+        return
+    written, read = (Path(os.path.realpath(path)) for path in (output_dir, data_dir))
+    if written.is_relative_to(read):
+        raise ValueError(
+            f"`output_dir` must not be inside `data_dir`, got {output_dir!r} in {data_dir!r}: pass "
+            "an `--output_dir` elsewhere."
+        )
 
 
 def _check_pushing(args: SAMConfig) -> None:

@@ -22,7 +22,11 @@ def split_off(
         ValueError: If one of the parts would be empty.
     """
     if round(share * len(rows)) in (0, len(rows)):
-        raise ValueError(f"`{option}` {share} of {len(rows)} images must leave some in both parts.")
+        raise ValueError(
+            f"`{option}` {share} of {len(rows)} images must leave some in both parts: take more "
+            "images, another share, or a split for it (`--eval_split`; to choose settings in "
+            "hf-sam compare, `--sweep_split`)."
+        )
     parts = rows.train_test_split(test_size=round(share * len(rows)), seed=seed)
     return parts["train"], parts["test"]
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import patience
 import pytest
+from folders import write
 from images import TINY, finetune_on, write_parquet
 from scipy.stats import binomtest
 
 from hf_sam.comparing import compare
 from hf_sam.comparing.cards import write_comparison_card
+from hf_sam.comparing.choosing import require_split_for_choosing
 from hf_sam.comparing.comparison import Comparison, Result
 from hf_sam.comparing.paired import McNemar, mcnemar, paired_table
 from hf_sam.comparing.plan import parse_plan
 from hf_sam.finetuning import finetune
+from hf_sam.finetuning.fields import DataOptions
 from hf_sam.finetuning.folder import FolderInUseError, run_options, write_options
 from hf_sam.finetuning.image_errors import ErrorsOfRun
 from hf_sam.reporting.model_card import RunRecord
@@ -129,6 +132,16 @@ def test_refused_before_anything_is_trained(
     with pytest.raises(SystemExit) as stop:
         compare.main(plan(data, tmp_path / "out", *options.split()))
     assert message in str(stop.value.code)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_of_any_name_is_found(tmp_path: Path) -> None:
+    """As by `--eval_split`; and what it leaves to measure on is looked for before the trials."""
+    data = write(tmp_path / "data", ["{train,test,tune}/cat/1.png"])
+    require_split_for_choosing("tune", DataOptions(data_dir=str(data)))
+    data = write_parquet(tmp_path / "other", ("train", "evaluation"))
+    with pytest.raises(SystemExit, match="split `test` is not in the data"):
+        compare.main(plan(data, tmp_path / "out", "--sweep_split", "evaluation"))
     assert not (tmp_path / "out").exists()
 
 

@@ -17,6 +17,7 @@ from hf_sam.comparing import compare
 from hf_sam.comparing.comparison import Comparison, comparison_table
 from hf_sam.comparing.paired import paired_table
 from hf_sam.comparing.plots import plot_comparison
+from hf_sam.finetuning.hub import HubError, upload_command
 from hf_sam.reporting.interval import Interval
 from hf_sam.vision import ImageDataset
 
@@ -83,7 +84,17 @@ def test_finished_runs_are_skipped_and_others_options_are_refused(
         compare.main([*plan(data, straight), "--learning_rate", "0.3"])
 
 
-def test_an_edited_file_is_noticed_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+def test_an_edited_file_is_noticed_before_anything_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A comparison that has begun keeps what the file had."""
+    train = compare.train
+
+    def train_edited(*args: Any, **told: Any) -> Any:
+        config.write_text("weight_decay: 0.2")
+        return train(*args, **told)
+
+    monkeypatch.setattr(compare, "train", train_edited)
     config = tmp_path / "c.yaml"
     config.write_text("weight_decay: 0.1")
     words = [*plan(data, tmp_path / "out"), "--config", str(config), "--seeds", "1"]
@@ -91,7 +102,8 @@ def test_an_edited_file_is_noticed_before_anything_is_trained(data: Path, tmp_pa
     words.remove("--sweep")
     words.remove("rho=0.1,0.5")
     compare.main(words)
-    config.write_text("weight_decay: 0.2")
+    options = json.loads((tmp_path / "out" / "base-seed0" / "options.json").read_text())
+    assert options["weight_decay"] == 0.1
     with pytest.raises(SystemExit, match="other options, `weight_decay` 0.1 and not 0.2"):
         compare.main([*words, "--seeds", "2"])
     assert not (tmp_path / "out" / "base-seed1").exists()
@@ -137,6 +149,20 @@ def test_a_run_that_is_refused_is_named(data: Path, tmp_path: Path) -> None:
         match="hf-sam compare: layers-seed0: `perturb` must be all, norm or last:share alone",
     ):
         compare.main([*argv, "--seeds", "1", "--arm", "layers", "perturb=x9", "--arms", "layers"])
+
+
+def test_a_push_by_hand_is_of_the_published_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(name: str, folder: Path, **told: Any) -> str:
+        raise HubError(f"{name}: {upload_command('me/it', folder)}")
+
+    monkeypatch.setattr(compare, "create_repo", refused)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_no_one")
+    words = ["--push_to_hub", "--first_seed", "2", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        compare.main(words)
+    assert f"out: hf upload me/it {tmp_path / 'out' / 'sam-seed2'} " in str(stop.value.code)
 
 
 def test_runs_shorter_than_their_clock_are_plotted(straight: Path, tmp_path: Path) -> None:

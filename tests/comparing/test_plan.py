@@ -9,16 +9,40 @@ from hf_sam.comparing.comparison import Trial
 from hf_sam.comparing.plan import Arm, parse_plan
 from hf_sam.finetuning.record import command_of
 
+IN_FILES = [
+    ("holdout: 0.25", "`holdout` is set by the plan"),
+    ("seeds: 3", "`seeds` must be on the command line, got it in .*: pass `--seeds`"),
+    ("sweep_seed: 3", "unknown option 'sweep_seed' in .*: did you mean --sweep_seeds?"),
+]
 
-def test_a_plan_in_a_file_is_checked_too(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("holdout: 0.25")
-    with pytest.raises(SystemExit, match="`holdout` is set by the plan"):
+
+@pytest.mark.parametrize(("line", "message"), IN_FILES)
+def test_a_plan_in_a_file_is_checked_too(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(line)
+    with pytest.raises(SystemExit, match=message):
         compare.main(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_the_folder_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("output_dir: runs/there")
+    folders = {
+        "": "runs/compare-digits",
+        "--data_dir birds/test/..": "runs/compare-birds",
+        "--config c.yaml": "runs/there",
+        "--config c.yaml --output-dir here": "here",
+        "--data_dir . --output_dir ../out": "../out",
+    }
+    found = {words: str(parse_plan(words.split()).output_dir) for words in folders}
+    assert found == folders
+    with pytest.raises(ValueError, match="`output_dir` must not be inside `data_dir`, got 'runs/c"):
+        parse_plan(["--data_dir", "."])
 
 
 PLANS = [
     ("", {"base": 1, "base_2x": 2, "sam": 2}),
     ("--max_steps 10", {"base": 1, "base_2x": 2, "sam": 2}),
+    ("--max_steps 10 --num_train_epochs 0", {"base": 1, "base_2x": 2, "sam": 2}),
     ("--arms base sam", {"base": 1, "sam": 2}),
     ("--arm mixup rho=0 mixup=0.2", {"base": 1, "base_2x": 2, "sam": 2, "mixup": 1}),
     ("--arm long num_train_epochs=45 --arms long", {"long": 6}),
@@ -37,6 +61,9 @@ def test_grid_concerns_an_arm_where_it_can() -> None:
     trials = {arm.name: len(made.trials(arm)) for arm in made.arms}
     assert trials == {"base": 3, "base_2x": 3, "sam": 6, "fixed": 3, "sgd": 3}
     assert parse_plan([]).trials(made.arms[2]) == []
+    made = parse_plan(["--sweep", "ascent-fraction=0.5,1"])  # as argparse takes it too
+    assert [len(made.trials(arm)) for arm in made.arms] == [0, 0, 2]
+    assert made.trials(made.arms[2])[0] == {"ascent_fraction": "0.5"}
 
 
 def test_an_arm_with_another_network_keeps_the_recipe() -> None:
@@ -72,6 +99,12 @@ REFUSED = [
     ("--config missing.yaml", "cannot be read as YAML"),
     ("--holdout=0.2", "`holdout` is set by the plan, for each run: pass `--eval_share`"),
     ("--arm new eval_share=0.2", "`eval_share` is the same for all arms"),
+    ("--arm new eval-split=validation", "`eval_split` is the same for all arms"),
+    ("--sweep num-train-epochs=1,2", "`--sweep` must name each option once, and not"),
+    ("--arm sam rho=1 --sweep sam:rho=1,2", "must have an effect, got sam:rho, which the arm sam"),
+    ("--sweep rho=1 base:rho=1,2", "must have an effect, got base:rho, which the arm base sets"),
+    ("--sweep rho=1,2 --arms base", "must have an effect, got rho, which every arm sets itself"),
+    ("--sweep rho=1 sam:rho=2", "must have an effect, got rho, which every arm sets itself"),
     ("--arms sma", "`arms` must be of base, base_2x, sam, got sma"),
     ("--sweep rho", "settings must be written NAME=VALUE, without slashes, got rho"),
     ("--sweep smm:rho=1", "`--sweep` must name an arm before the colon, got smm"),
@@ -81,6 +114,7 @@ REFUSED = [
     ("--sweep roh=1,2", "unknown option --roh"),
     ("--arm new roh=1", "unknown option --roh"),
     ("--learning_rat 1", "unknown option --learning_rat"),
+    ("--sweep_seed 3", "unknown option --sweep_seed: did you mean --sweep_seeds?"),
 ]
 
 

@@ -124,6 +124,21 @@ def test_what_is_typed_displaces_its_rival_in_a_file(
     assert holds(data, args)
 
 
+def test_a_folder_is_named_for_the_data_and_not_within_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures would be a class of the next run's data."""
+    monkeypatch.chdir(tmp_path)
+    named = parse_options(["--data_dir", "birds/test/..", "--model", "resnet18"])[2]
+    assert named.output_dir == "runs/birds-resnet18-rho0.05"
+    Path("birds").mkdir()
+    Path("linked").symlink_to("birds")
+    for folder in ("birds", "birds/runs/out", "linked/out"):
+        said = message_of(["--data_dir", "birds", "--output_dir", folder])
+        assert f"`output_dir` must not be inside `data_dir`, got {folder!r} in 'birds'" in said
+    assert parse_options(["--data_dir", "birds", "--output_dir", "birds_out"])
+
+
 def test_a_token_in_a_mistyped_option_is_not_repeated() -> None:
     said = message_of(["--hub_tokn=hf_" + "a" * 30])
     assert said == "hf-sam finetune: unknown option --hub_tokn: did you mean --hub_token?"

@@ -149,7 +149,8 @@ def test_an_error_in_mid_training_keeps_its_traceback(
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
-    said = message_of(["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    (tmp_path / "data").mkdir()
+    said = message_of(["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")])
     assert "`--data_dir` must hold parquet files (`train.parquet`) or an image folder" in said
 
 
@@ -165,10 +166,10 @@ def test_a_data_set_that_is_a_file_here(
 
 
 def test_label_that_training_does_not_have(tmp_path: Path) -> None:
-    dataset(label_type="string").to_parquet(tmp_path / "train.parquet")
+    data = write_parquet(tmp_path / "data", ("train",), label_type="string")
     other = dataset(label_type="string")
-    other.map(lambda row: {"label": "fox"}).to_parquet(tmp_path / "test.parquet")
-    said = message_of([*TINY, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "o")])
+    other.map(lambda row: {"label": "fox"}).to_parquet(data / "test.parquet")
+    said = message_of([*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")])
     assert "the evaluation labels must be classes of the training split, got fox" in said
 
 
@@ -188,8 +189,9 @@ def test_unusable_labels(labels: list[Any], feature: Any, message: str, tmp_path
     features = datasets.Features({"image": datasets.Image(), "label": feature})
     rows = datasets.Dataset.from_dict({"image": pictures(4), "label": labels}, features=features)
     for split in ("train", "test"):
-        rows.to_parquet(tmp_path / f"{split}.parquet")
-    said = message_of([*TINY, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "o")])
+        rows.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    data = ["--data_dir", str(tmp_path / "data")]
+    said = message_of([*TINY, *data, "--output_dir", str(tmp_path / "out")])
     assert re.search(message, said), said
 
 

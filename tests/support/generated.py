@@ -33,7 +33,7 @@ from generated_results import (  # noqa: E402
 )
 
 from hf_sam import SAMArguments  # noqa: E402
-from hf_sam.comparing.plan import command_line_parser  # noqa: E402
+from hf_sam.comparing.command_line import command_line_parser  # noqa: E402
 from hf_sam.diagnostics.__main__ import command_line as report_parser  # noqa: E402
 from hf_sam.finetuning.fields import BatchOptions, DataOptions, ModelOptions  # noqa: E402
 from hf_sam.finetuning.options import DEFAULTS  # noqa: E402

@@ -115,7 +115,8 @@ def test_what_is_split_off_is_the_same_with_every_seed_and_never_trained_on(tmp_
 def test_shares_leave_images_in_both_parts(options: str, tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "data")
     words = [*TINY, "--data_dir", str(folder), "--output_dir", str(tmp_path / "out")]
-    assert "must leave some in both parts" in message_of([*words, *options.split()])
+    said = message_of([*words, *options.split()])
+    assert "must leave some in both parts: take more images, another share, or a split" in said
 
 
 def test_cutout_blanks_one_square() -> None:

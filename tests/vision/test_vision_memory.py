@@ -16,7 +16,7 @@ from hf_sam.vision import ImageDataset, memory, require_memory
 
 
 def training_images(root: Path, *options: str) -> ImageDataset:
-    argv = [*TINY, "--data_dir", str(root), "--output_dir", str(root / "out"), *options]
+    argv = [*TINY, "--data_dir", str(root), "--output_dir", str(root.parent / "out"), *options]
     data, model, args = parse_options(argv)
     return finetune.build_trainer(data, args, finetune.load(data, model, args)).train_dataset
 
@@ -24,7 +24,7 @@ def training_images(root: Path, *options: str) -> ImageDataset:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Twelve images of 20x28 pixels to train on."""
-    return write(tmp_path, ["{train,test}/{a,b,c}/{1,2,3,4}.png"])
+    return write(tmp_path / "data", ["{train,test}/{a,b,c}/{1,2,3,4}.png"])
 
 
 @pytest.mark.parametrize("crop", ["--crop_padding 4", "--crop_scale 0.25 1", "--squash"])
