@@ -19,7 +19,8 @@ from hf_sam.diagnostics.html import _about_rho
 from hf_sam.diagnostics.report import Report
 
 COMPARISON = Comparison.read(CARDS / "cub200_first50-sgd.json")
-PORTRAIT = Report.read(CARDS / "sharpness" / "cifar10-no_norm-seed0.json").portraits[0]
+REPORT = Report.read(CARDS / "sharpness" / "cifar10-no_norm-seed0.json")
+PORTRAIT = REPORT.portraits[0]
 
 
 def plotted(
@@ -149,7 +150,9 @@ def test_rho_is_recommended_only_where_one_is(recommended: float | None) -> None
         for text in (*axes.get_legend().get_texts(), axes.xaxis.label, axes.yaxis.label)
     ]
     assert {"a", "b", "without ascent", "turned by 45 degrees"} <= set(said)
-    words = " ".join(said) + _about_rho(scans, "test")
+    words = " ".join(said) + _about_rho(scans, REPORT)
+    assert "which were not trained on" in words
+    assert "not trained on" not in _about_rho(scans, replace(REPORT, eval_split=REPORT.split))
     assert ("recommended" in words) == ("starting point" in words) == (recommended is not None)
     vertical = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [0.05, 0.05]]
     assert len(vertical) == (recommended is not None)

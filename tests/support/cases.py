@@ -145,22 +145,13 @@ def queue() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f
-    for f in (
-        mlp,
-        batch_norm,
-        dropout,
-        dropout_and_batch_norm,
-        tied,
-        frozen,
-        sometimes_used,
-        routed,
-    )
+    for f in (mlp, batch_norm, dropout, dropout_and_batch_norm, tied, frozen, sometimes_used)
 }
 
 
 def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return MODELS[name]().to(dtype)
+    return (MODELS | {"routed": routed})[name]().to(dtype)
 
 
 def examples(dtype: torch.dtype = torch.float64, count: int = EXAMPLES) -> list[dict[str, Tensor]]:
