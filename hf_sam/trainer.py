@@ -222,8 +222,8 @@ class SAMMixin(AverageMixin):
         """Make a plain training step; `reduced` lets ranks synchronise where the Trainer does."""
         alone = parts.engine.one_pass(self.accelerator, reduced=reduced)
         with self._watch.of_pass(parts, self.counted_once), alone:
-            inputs = copy.copy(micro_batch.inputs)
-            return super().training_step(model, inputs, micro_batch.num_items_in_batch)
+            given = copy.copy(micro_batch.inputs), micro_batch.num_items_in_batch
+            return super().training_step(model, *given).clone()  # CUDA graphs overwrite it
 
     def _clean_pass(
         self, model: nn.Module, parts: Parts, window: Window, micro_batch: MicroBatch
@@ -238,7 +238,7 @@ class SAMMixin(AverageMixin):
         undone = nullcontext() if is_whole else parts.undone(start)
         with engine.gradients_apart(weights, parts.others, window.clean_grad):
             with undone, self._ascent.backward_as_far_as_used(weights, engine, reduced=is_global):
-                loss = self._pass(model, parts, share, reduced=is_global).clone()  # CUDA graphs
+                loss = self._pass(model, parts, share, reduced=is_global)
             gathered = engine.take_gradients(weights)
             # of a reduced window DDP wants all back that earlier micro-batches have given
             window.clean_grad = gathered if is_global else self._ascent.used(weights, gathered)

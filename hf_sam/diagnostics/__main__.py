@@ -154,7 +154,8 @@ def _portrait(
     most, seed = options.max_eval_samples, options.seed
     evaluation = sample(splits.eval, most, seed, option="max_eval_samples")
     of: list[Any] = [fingerprint(model.state_dict()), [fingerprint(batch) for batch in batches]]
-    of += [fingerprint_of(evaluation), len(splits.eval), options.batch_size]
+    unseen = sample(splits.eval, options.examples, seed)
+    of += [fingerprint_of(evaluation), fingerprint_of(unseen), options.batch_size]
     of += [str(plan), options.device, versions()]
     if portrait := kept_portrait(kept, of):
         print(f"{name}: measured before, taken from {kept}", flush=True)
@@ -165,7 +166,6 @@ def _portrait(
     loader = batches_of(evaluation, *of_split, split=splits.eval_split)
     progress.begin(f"{name}: {ERROR}")
     error = top1_error(model, loader)
-    unseen = sample(splits.eval, options.examples, seed)
     held_out = list(batches_of(unseen, *of_split, split=splits.eval_split))
     portrait = portray(
         model,

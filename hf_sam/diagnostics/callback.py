@@ -87,7 +87,7 @@ class SharpnessCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure at the first evaluation, whatever the step of the last one before."""
+        """Measure at the next evaluation, whatever the step of the last one."""
         self._measured_at = None
 
     on_train_end = on_train_begin  # other weights may have been loaded

@@ -48,10 +48,17 @@ def fingerprint_of(rows: datasets.Dataset) -> str:
     """Return a hash of images, as they are stored, and of their labels."""
     digest = hashlib.sha256()
     for row in rows.cast_column("image", Image(decode=False)):
-        stored, path = row["image"]["bytes"], row["image"]["path"]
-        digest.update(Path(path).read_bytes() if stored is None else stored)
+        digest.update(_stored(row["image"] or {}))
         digest.update(f"{row['index']} {row['label']} ".encode())
     return digest.hexdigest()
+
+
+def _stored(encoded: Mapping[str, Any]) -> bytes:
+    """Return the bytes of an image as datasets stores it; none where decoding will fail."""
+    stored, path = encoded.get("bytes"), encoded.get("path")
+    if stored is None and path is not None and Path(path).is_file():
+        return Path(path).read_bytes()
+    return stored or b""
 
 
 def known_task(data: str) -> Task | None:

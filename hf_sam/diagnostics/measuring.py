@@ -38,8 +38,8 @@ def measuring(
     The model's parameters are never written to: losses at other weights are computed with copies
     in their place. While the block runs, the model and what the loss holds are in eval mode (no
     dropout, BatchNorm with its running statistics), attention uses the kernel that has second
-    derivatives, and nothing is compiled or logged by the loss. Random draws of the forward pass, if
-    there are any, are the same at all weights.
+    derivatives, and nothing is compiled, or logged by a Trainer whose loss it is. Random draws of
+    the forward pass, if there are any, are the same at all weights.
 
     Args:
         model: Any module; wrappers of parallel training and of `torch.compile` are removed.

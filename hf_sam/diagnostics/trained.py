@@ -60,7 +60,8 @@ def training_seed(models: Sequence[Trained], otherwise: int) -> int:
     Raises:
         ValueError: If the models are of different seeds.
     """
-    seeds = {int(trained.run.get("seed", otherwise)) for trained in models}
+    recorded = [trained.run.get("seed") for trained in models]
+    seeds = {otherwise if seed is None else int(seed) for seed in recorded}
     if len(seeds) > 1:
         raise ValueError(
             "`--max_train_samples` must go with models of one seed, which draws the sample, got "
@@ -88,10 +89,11 @@ def load_trained(name: str, label_names: Sequence[str]) -> Trained:
     try:
         classifier = load_classifier(ModelSource(name), label_names)
     except ValueError as error:
-        fault = error.__cause__ or error
+        if error.__cause__ is None:
+            raise
         raise ValueError(
-            f"`{name}` cannot be loaded ({first_line(fault)}): save the classifier to a folder "
-            "again, or check its name on the Hub and the network."
+            f"`{name}` cannot be loaded ({first_line(error.__cause__)}): save the classifier to a "
+            "folder again, or check its name on the Hub and the network."
         ) from error
     if classifier.report.head_drawn_anew or classifier.report.missing:
         raise ValueError(

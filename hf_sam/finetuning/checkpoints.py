@@ -61,12 +61,13 @@ def require_steps_left(checkpoint: Path, args: SAMConfig, *, examples: int) -> N
         examples: Number of training examples.
 
     Raises:
-        ValueError: If the run has ended, or is shorter than the one that wrote the checkpoint.
+        ValueError: If the run has ended, or is shorter than it was.
     """
     state = _state_of(checkpoint)
     assert isinstance(state, TrainerState), "find_checkpoint has read it"
     length = _length(args, state, examples)
-    if length < state.max_steps:
+    is_own = checkpoint.resolve().parent == Path(args.output_dir).resolve()
+    if length < state.max_steps and is_own:  # another run may have larger batches
         raise ValueError(
             f"a resumed run must not be shorter than it was, {state.max_steps} steps, got {length}:"
             " pass the `--num_train_epochs` or `--max_steps` that it was started with, or more."

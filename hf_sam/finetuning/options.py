@@ -98,7 +98,7 @@ def parse_options(
     _require_outside_data(args.output_dir, data.data_dir)
     if batch != BatchOptions():
         if batch.m is not None and batch.batch_size is not None:
-            _require_no_third(args, typed, named(given))
+            _require_needed_size(args, typed, named(given))
         batch.apply(args)
     if data.cache_images and args.dataloader_num_workers > 0:
         args.dataloader_persistent_workers = True  # else the cache is lost after an epoch
@@ -225,7 +225,7 @@ def _require_steps(args: SAMConfig) -> None:
         )
 
 
-def _require_no_third(args: SAMConfig, typed: set[str], given: set[str]) -> None:
+def _require_needed_size(args: SAMConfig, typed: set[str], given: set[str]) -> None:
     """Raise a ValueError for a micro-batch size that `batch_size` and `m` leave without effect.
 
     Typed ones may do so to that of a file, which the command line overrides.
@@ -250,7 +250,7 @@ def _require_outside_data(output_dir: str, data_dir: str | None) -> None:
     if data_dir is None:
         return
     written, read = (Path(os.path.realpath(path)) for path in (output_dir, data_dir))
-    if written.is_relative_to(read):
+    if written.is_relative_to(read) and not written.exists():  # or it is to go on
         raise ValueError(
             f"`output_dir` must not be inside `data_dir`, got {output_dir!r} in {data_dir!r}: pass "
             "an `--output_dir` elsewhere."

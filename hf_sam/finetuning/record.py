@@ -72,7 +72,8 @@ def describe(
 
 def _as_used(hyperparameters: Mapping[str, Any], trainer: SAMTrainer) -> dict[str, Any]:
     """Return the hyperparameters with the batch size that fitted, and without an unused length."""
-    used = {**hyperparameters, "per_device_train_batch_size": trainer._train_batch_size}
+    size = trainer._train_batch_size // max(1, trainer.args.n_gpu)
+    used = {**hyperparameters, "per_device_train_batch_size": size}
     if trainer.args.max_steps > 0:
         del used["num_train_epochs"]
     return used

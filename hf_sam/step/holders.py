@@ -5,7 +5,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Container, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -80,7 +80,7 @@ class Holders:
             named = [(n, m) for n, m in value.named_modules(prefix=name) if id(m) not in seen]
             seen.update(id(module) for _, module in named)
             for below, module in named:  # before what hooks hold, which has longer names
-                self.modules[below] = module
+                self.modules[_free(below, self.modules)] = module
                 self._visit_all(below, module._parameters, seen, depth)
             for below, module in named:
                 self._visit_all(below, attributes(module) | _hooks_of(module), seen, depth)
@@ -90,7 +90,7 @@ class Holders:
             if inner:
                 seen.add(id(value))
             if inner and not isinstance(value, CONTAINERS) and hasattr(value, "__dict__"):
-                self.objects[name] = value
+                self.objects[_free(name, self.objects)] = value
                 self._visit_class(name, type(value), seen, depth)
             self._visit_all(name, inner, seen, depth)
 
@@ -125,6 +125,11 @@ def entries(value: Mapping[Any, Any], most: int | None = None) -> list[tuple[Any
         return list(islice(value.items(), most))
     except Exception:  # a user's mapping may compute its values, or be closed
         return []
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """Return a name that is not taken: the trainer and the model may use one for two things."""
+    return _free(f"{name}'", taken) if name in taken else name
 
 
 def _without(own: dict[str, Any], names: Set[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ Marks = list[list[Any]]  # names of parameters, and what changes when one is wri
 class Watch:
     """Checks the passes of a training: thoroughly at the first optimizer step, then cheaply.
 
-    If the cheap check finds something, the next passes are checked thoroughly.
+    What the cheap check finds is compared thoroughly from then on.
     """
 
     def __init__(self, *, is_twice: bool = True) -> None:
@@ -37,7 +37,7 @@ class Watch:
             is_twice: Whether a micro-batch has two passes; with one, attributes may change.
         """
         self._is_close, self._is_twice = True, is_twice
-        self._doubtful = 0  # passes to come whose parameters are compared thoroughly once more
+        self._doubted: set[str] = set()  # parameters that were written to since: how, is not known
         self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
         self._advanced: dict[str, str] = {}  # likewise, of iterators
         self._moved: set[str] = set()  # parameters that passes write to or move, as they are
@@ -57,18 +57,13 @@ class Watch:
         Raises:
             ValueError: Naming a parameter that the pass has changed.
         """
-        is_thorough = self._is_close or self._doubtful > 0
-        self._doubtful -= self._doubtful > 0
-        before = self._marks(parts, is_thorough)
+        before = self._marks(parts)
         counted = frozenset(counted_once)
         is_state_seen = self._is_close and self._is_twice
         state = _state(parts.holders, counted) if is_state_seen else {}
         yield
-        after = self._marks(parts, is_thorough)
-        changed = [] if before == after else self._changed_in(before, after, is_thorough)
-        if changed and not is_thorough:
-            self._doubtful = 2  # it may have been put back, as by adversarial training
-        elif changed:
+        after = self._marks(parts)
+        if before != after and (changed := self._changed_in(before, after)):
             raise ValueError(
                 f"a pass must change no parameter, got one that changed `{changed[0]}`: under SAM "
                 "that would count twice, or be lost. Let an optimizer of its own step in a "
@@ -82,14 +77,15 @@ class Watch:
                     has_iterators = _has_position(before_it)
                     (self._advanced if has_iterators else self._changed)[name] = place
 
-    def _marks(self, parts: Parts, is_thorough: bool) -> Marks:
+    def _marks(self, parts: Parts) -> Marks:
         """Return aligned lists: the names, and values that change when a parameter is written to.
 
         A write through `param.data` does not increase the version counter, so the thorough check
-        adds its norm. The quick one runs over all parameters four times a step.
+        adds its norm, and so does the quick one for what is doubted. It runs over all parameters
+        four times a step.
         """
         held = parts.engine.held
-        if is_thorough or self._watched is not parts.watched:
+        if self._is_close or self._watched is not parts.watched:
             self._watched = parts.watched
             left_out = set() if self._is_close else self._moved
             named = parts.watched.items()
@@ -102,23 +98,31 @@ class Watch:
         versions = [p._version + own._version for p, own in zip(self._marked, owns, strict=True)]
         plain = zip(owns, self._has_pointer, strict=True)
         pointers = [own.data_ptr() if has_pointer else 0 for own, has_pointer in plain]
-        numbers = [_numbers(own) for own in owns] if is_thorough else versions
+        numbers: list[Any] = versions
+        if self._is_close or self._doubted:
+            told = zip(self._names, owns, versions, strict=True)
+            numbers = [_numbers(own) if self._is_compared(n) else v for n, own, v in told]
         return [self._names, versions, pointers, numbers]
 
-    def _changed_in(self, before: Marks, after: Marks, is_thorough: bool) -> list[str]:
-        """Name the parameters that have other marks; one may have got its first ones meanwhile.
+    def _is_compared(self, name: str) -> bool:
+        return self._is_close or name in self._doubted
+
+    def _changed_in(self, before: Marks, after: Marks) -> list[str]:
+        """Name the parameters that have other values; one may have got its first marks meanwhile.
 
         A parameter may be moved, or written to, and keep its values: an LSTM packs its weights anew
-        in each pass on a GPU. What does so in a thorough check is not watched afterwards.
+        in each pass on a GPU, adversarial training puts weights back. What does so is not watched
+        afterwards. What the quick check finds is doubted: the next pass that writes to it tells.
         """
         marks = {name: mark for name, *mark in zip(*after, strict=True)}
         changed = {n: mark for n, *mark in zip(*before, strict=True) if marks.get(n, mark) != mark}
-        if is_thorough:
-            same = {n for n, mark in changed.items() if mark[-1] and marks[n][-1] == mark[-1]}
-            self._moved |= same
-            self._watched = {}  # to be marked anew
-            changed = {n: mark for n, mark in changed.items() if n not in same}
-        return list(changed)
+        compared = {n: mark for n, mark in changed.items() if self._is_compared(n)}
+        same = {n for n, mark in compared.items() if mark[-1] and marks[n][-1] == mark[-1]}
+        if same:
+            self._watched = {}  # to be marked anew, without these
+        self._moved |= same
+        self._doubted = (self._doubted | changed.keys()) - compared.keys()
+        return [name for name in compared if name not in same]
 
     def end_step(self) -> bool:
         """Warn of what the first optimizer step's passes changed; return whether this was it."""

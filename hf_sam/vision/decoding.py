@@ -60,7 +60,7 @@ def decode(row: dict[str, Any], split: str, *, max_pixels: int = MAX_IMAGE_PIXEL
 
 def name_of(row: dict[str, Any], split: str = "") -> str:
     """Return how a user can find an image: its file, or its row with split and path."""
-    encoded = row["image"]
+    encoded = row["image"] or {}  # which data sets may lack
     path = encoded.get("path")
     if path and encoded["bytes"] is None:
         return str(path)

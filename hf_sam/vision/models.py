@@ -86,7 +86,8 @@ def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Class
         model, report = _load_transformers_weights(source, config)
     processor = AutoImageProcessor.from_pretrained(source.name)
     data_config = _override(processor, source)
-    if source.image_size is not None:
+    is_here = all(param.numel() and not param.is_meta for param in model.parameters())
+    if source.image_size is not None and is_here:  # and not in shards, under DeepSpeed's ZeRO-3
         _require_size(model, source)
     return Classifier(model, data_config, processor=processor, report=report)
 
@@ -100,7 +101,7 @@ def _require_size(model: PreTrainedModel, source: ModelSource) -> None:
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, source.image_size or 0, source.image_size or 0))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # of any model's own kind
         raise ValueError(
             f"`--image_size` must be one that `{source.name}` takes, got {source.image_size} "
             f"({' '.join(str(error).split())}): pass the model's own size, or a timm model."

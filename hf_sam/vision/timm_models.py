@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from transformers import AutoModelForImageClassification
@@ -88,7 +89,7 @@ def _create_timm(name: str, kwargs: Mapping[str, Any], **common: Any) -> TimmMod
     require_rgb(kwargs)
     try:
         return timm.create_model(name, **common, **kwargs)
-    except OSError:  # while downloading
+    except (OSError, SafetensorError):  # of a download
         raise
     except Exception as error:  # arguments reach any code of timm's and torch's
         raise ValueError(
@@ -106,6 +107,11 @@ def _fill_timm(model: TimmModel, weights: Path | None) -> LoadReport:
 def _heads(model: TimmModel) -> list[str]:
     """Return the names of the modules that make the logits."""
     heads = model.pretrained_cfg["classifier"]
+    if heads is None:
+        raise ValueError(
+            "`--model` must be a classifier, got an encoder without a head, "
+            f"{model.pretrained_cfg['architecture']}: pass another."
+        )
     return [heads] if isinstance(heads, str) else list(heads)
 
 

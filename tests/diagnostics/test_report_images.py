@@ -147,6 +147,8 @@ def test_other_images_or_labels_have_another_fingerprint(tmp_path: Path) -> None
     assert fingerprint_of(swapped) != before
     (tmp_path / "test/a/1.png").write_bytes((tmp_path / "test/b/1.png").read_bytes())
     assert fingerprint_of(load_images(str(tmp_path), split="train").eval) != before
+    (tmp_path / "test/a/1.png").unlink()  # decoding names it
+    assert fingerprint_of(rows) != before
 
 
 def test_both_splits_have_the_columns(tmp_path: Path) -> None:

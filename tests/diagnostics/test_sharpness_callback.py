@@ -187,6 +187,28 @@ class Centred(nn.Module):
         return loss
 
 
+class Named(nn.Module):
+    """A part of the model has the name that the loss has where it is measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.loss = build("mlp"), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return self.body(self.loss(x), labels)
+
+
+class ModelLoss(nn.Module):
+    def forward(self, model: nn.Module, batch: Any) -> Tensor:
+        return model(**batch)["loss"]
+
+
+def test_model_and_loss_may_share_a_name() -> None:
+    model = Named().train()
+    plain = sharpness(model.body, batches(48), progress=False)
+    assert sharpness(model, batches(48), ModelLoss(), progress=False).worst_case == plain.worst_case
+
+
 class Metrics(SAMTrainer):
     """As trl's Trainers do."""
 

@@ -140,6 +140,15 @@ def test_a_run_goes_on_while_steps_are_left(
         require_steps_left(checkpoint, args, examples=11)
 
 
+def test_another_run_may_go_on_from_a_checkpoint_with_larger_batches(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    checkpoint = checkpoint_of(tmp_path / "first", 3, max_steps=6, train_batch_size=2)
+    args = SAMConfig(
+        str(tmp_path / "second"), per_device_train_batch_size=8, use_cpu=True, num_train_epochs=2
+    )
+    require_steps_left(checkpoint, args, examples=11)
+
+
 class NoRoom(TrainerCallback):
     """Takes all room at the beginning of a step."""
 

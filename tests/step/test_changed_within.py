@@ -151,29 +151,31 @@ def test_ordinary_models_are_not_warned_of(
 
 
 @pytest.mark.parametrize("is_put_back", [True, False])
-@pytest.mark.parametrize("begins", [0, 2])
+@pytest.mark.parametrize(("begins", "every", "seen_at"), [(0, 1, 0), (2, 1, 2), (4, 3, 3)])
 def test_weights_may_be_moved_and_put_back_at_any_step(
-    begins: int, is_put_back: bool, tmp_path: Path
+    begins: int, every: int, seen_at: int, is_put_back: bool, tmp_path: Path
 ) -> None:
     """As adversarial training does after a warm-up."""
 
     class Adversarial(SAMTrainer):
+        passes = itertools.count()
+
         def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-            weight = model.body[0].weight
-            if self.state.global_step >= begins:
+            weight, i = model.body[0].weight, next(self.passes)
+            if i >= begins * 2 // every and i % every == 0:
                 before = weight.detach().clone()
                 with torch.no_grad():
                     weight.add_(0.1)
                     weight.copy_(before) if is_put_back else None
             return model(**inputs)["loss"]
 
-    trainer = make_trainer(build("mlp"), tmp_path, trainer=Adversarial, max_steps=4)
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Adversarial, max_steps=6)
     if is_put_back:
         trainer.train()
         return
     with pytest.raises(ValueError, match=r"one that changed `body.0.weight`"):
         trainer.train()
-    assert trainer.state.global_step == begins
+    assert trainer.state.global_step == seen_at
 
 
 def test_a_counted_module_is_trained_all_the_same(tmp_path: Path) -> None:
