@@ -137,6 +137,10 @@ def test_a_folder_is_named_for_the_data_and_not_within_them(
         said = message_of(["--data_dir", "birds", "--output_dir", folder])
         assert f"`output_dir` must not be inside `data_dir`, got {folder!r} in 'birds'" in said
     assert parse_options(["--data_dir", "birds", "--output_dir", "birds_out"])
+    (tmp_path / "birds/runs/a").mkdir(parents=True)
+    (tmp_path / "birds/runs/a/options.json").write_text("{}")  # of before this was refused
+    for folder in ("birds/runs/a", "birds/runs"):
+        assert parse_options(["--data_dir", "birds", "--output_dir", folder])
 
 
 def test_a_token_in_a_mistyped_option_is_not_repeated() -> None:
