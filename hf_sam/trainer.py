@@ -210,11 +210,11 @@ class SAMMixin(AverageMixin):
         if self._window is None or self._window.is_complete:  # which it is after an exception
             default = parts.engine.default_scope or self._ascent.method.scope
             scope = self.sam_arguments.ascent_scope or default
-            length = self.current_gradient_accumulation_steps
-            self._window = Window(scope, length, self.state.global_step, parts.buffers)
+            length, step = self.current_gradient_accumulation_steps, self.state.global_step
+            self._window = Window(scope, length, step, parts.buffers, list(parts.trainable))
             if self._ascent.method.changes_gradient:
                 self._window.leftovers = take_gradients(parts.trainable.values())
-        return self._window
+        return self._window.aligned(list(parts.trainable))
 
     def _pass(
         self, model: nn.Module, parts: Parts, micro_batch: MicroBatch, *, reduced: bool

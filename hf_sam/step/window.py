@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +44,7 @@ class Window:
     length: int  # training steps in all
     begun_at: int  # the Trainer's global step
     buffers: Buffers
+    names: list[str]  # of the trainable parameters, which all gradients here are aligned with
     steps: int = 0  # training steps made
     is_complete: bool = False  # the last micro-batch has had its clean pass
     group: list[MicroBatch] = field(default_factory=list)  # they share the next perturbation
@@ -57,6 +58,26 @@ class Window:
     def __post_init__(self) -> None:
         """Take a snapshot of the buffers."""
         self.before = self.buffers.snapshot()
+
+    def aligned(self, names: list[str]) -> Self:
+        """Return the window, its gradients aligned with what is trainable now.
+
+        A callback may freeze and unfreeze parameters between the window's training steps.
+        """
+        if names != self.names:
+            self.clean_grad = self._moved(self.clean_grad, names)
+            self.leftovers = self._moved(self.leftovers, names)
+            self.kept_clean_grad = self._moved(self.kept_clean_grad, names)
+            self.names = names
+        return self
+
+    def _moved(
+        self, gradients: list[Tensor | None] | None, names: list[str]
+    ) -> list[Tensor | None] | None:
+        if gradients is None:
+            return None
+        known = dict(zip(self.names, gradients, strict=True))
+        return [known.get(name) for name in names]
 
     def warn_if_lost(self, step: int) -> None:
         """Warn if the optimizer has reached `step` although this window is not complete."""

@@ -8,11 +8,11 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Recorder, build, make_trainer
-from torch import Tensor
+from cases import CLASSES, FEATURES, Classifier, Recorder, build, make_trainer
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from hf_sam import SAMTrainer
+from hf_sam import SAMTrainer, perturbed
 from hf_sam.config import ASCENT_SCOPES
 
 LR = 0.1
@@ -104,6 +104,40 @@ def test_inputs_changed_in_place_are_changed_once(scope: str, tmp_path: Path) ->
         trainer.train()
         trained.append(oracles.flat_weights(trainer.model))
     assert torch.equal(*trained)
+
+
+class Freezes(TrainerCallback):
+    """After the first micro-batch of the run."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        self.layer.requires_grad_(False)
+
+
+def test_a_layer_frozen_within_a_window_moves_no_other_gradient(tmp_path: Path) -> None:
+    """Its neighbour has the same shapes."""
+    layers = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES), nn.Tanh()
+    model, recorder = Classifier(*layers, nn.Linear(FEATURES, CLASSES)).double(), Recorder()
+    reference = copy.deepcopy(model)
+    reference.body[0].requires_grad_(False)
+    left = [param for param in reference.parameters() if param.requires_grad]
+    trainer = make_trainer(
+        model, tmp_path, recorder=recorder, max_steps=1, ascent_scope="rank",
+        gradient_accumulation_steps=2, per_device_train_batch_size=4,
+    )  # fmt: skip
+    trainer.add_callback(Freezes(model.body[0]))
+    trainer.train()
+    window = recorder.batches[:2]
+    clean = torch.autograd.grad(sum(reference(**batch)["loss"] for batch in window) / 2, left)
+    norm = torch.cat([g.flatten() for g in clean]).norm()
+    with perturbed(left, [0.05 * g / norm for g in clean]):
+        found = torch.autograd.grad(sum(reference(**batch)["loss"] for batch in window) / 2, left)
+    for param, g in zip(left, found, strict=True):
+        param.data -= LR * g
+    for own, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(own, expected, rtol=0, atol=1e-12)
 
 
 def test_batches_may_be_tuples(tmp_path: Path) -> None:
