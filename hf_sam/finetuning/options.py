@@ -250,9 +250,10 @@ def _require_outside_data(output_dir: str, data_dir: str | None) -> None:
     if data_dir is None:
         return
     written, read = (Path(os.path.realpath(path)) for path in (output_dir, data_dir))
+    if not written.is_relative_to(read):
+        return
     runs = ("options.json", "*/options.json", "sweep/*/options.json")
-    has_begun = any(next(written.glob(run), None) for run in runs)  # and is to go on
-    if written.is_relative_to(read) and not has_begun:
+    if not any(next(written.glob(run), None) for run in runs):  # else it is to go on
         raise ValueError(
             f"`output_dir` must not be inside `data_dir`, got {output_dir!r} in {data_dir!r}: pass "
             "an `--output_dir` elsewhere."
