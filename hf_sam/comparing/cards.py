@@ -55,8 +55,8 @@ def _sections(comparison: Comparison) -> Iterator[str]:
     if table := paired_table(comparison):
         yield (
             "Image by image: on how many images the row's arm errs in fewer seeds and on how many "
-            "in more, with the p-value of McNemar's exact test (of one seed; of several, a sign "
-            f"test of the images), which is over images and not over seeds:\n\n{table}"
+            "in more, with the p-value of McNemar's exact test (with several seeds a sign "
+            f"test over the images), which is over images and not over seeds:\n\n{table}"
         )
     if comparison.trials:
         chosen_on = "a tenth of the training images, held out of training"

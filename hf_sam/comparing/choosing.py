@@ -1,6 +1,6 @@
 """The images on which settings are chosen: a tenth of the training images, or a split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..finetuning.fields import DataOptions
@@ -49,15 +49,11 @@ def require_split_for_choosing(split: str, data: DataOptions) -> None:
     if missing := [part for part in chosen_on if part not in found]:
         raise ValueError(
             f"`sweep_split` must be a split of the data, got {missing[0]}: there are "
-            f"{_listed(found)}. Leave it out to choose on a tenth of the training images."
+            f"{', '.join(found)}. Leave it out to choose on a tenth of the training images."
         )
     if shared := set(chosen_on) & set(measured_on.split("+")):
         others = [name for name in found if name not in shared]
         raise ValueError(
             f"`sweep_split` must not be the split that results are measured on, got {split}: pass "
-            f"another one of {_listed(others)}, or another `--eval_split`."
+            f"another one of {', '.join(others)}, or another `--eval_split`."
         )
-
-
-def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
-    return ", ".join(names)

@@ -78,21 +78,22 @@ def compare(plan: Plan, command: str) -> Comparison:
         repo_id = create_repo(name, finished, private=args.hub_private_repo)
     if plan.sweep_split:
         require_split_for_choosing(plan.sweep_split, plan.parsed({})[0])
-    progress = Progress(plan)
-    progress.require_own_folders()
-    if not all(progress.has_ended(*progress.trial_run(*run)) for run in plan.sweep):
+    runs = Runs(plan)
+    runs.require_own_folders()
+    trial_runs = [runs.trial_run(*run) for run in plan.sweep]
+    if not all(runs.has_ended(*run) for run in trial_runs):
         require_images_to_measure_on(plan.parsed(plan.choosing.final)[0])
-    for _ in progress.finish([progress.trial_run(*run) for run in plan.sweep]):
+    for _ in runs.finish(trial_runs):
         pass
-    trials = [progress.trial(*run) for run in plan.sweep]
+    trials = [runs.trial(*run) for run in plan.sweep]
     settings = {arm.name: choose(arm, trials) for arm in plan.arms}
     published, folder = published_run(plan, settings)
     wanted = [(a.name, settings[a.name], s) for s in plan.seeds for a in plan.arms if s in a.seeds]
     written = 0
-    for _ in progress.finish([progress.final_run(*run) for run in wanted]):
-        results = [progress.result(*run) for run in progress.whole_seeds(wanted)]
+    for _ in runs.finish([runs.final_run(*run) for run in wanted]):
+        results = [runs.result(*run) for run in runs.whole_seeds(wanted)]
         if len(results) > written:
-            record, written = progress.records[folder], len(results)
+            record, written = runs.records[folder], len(results)
             comparison = Comparison(command, record, published, trials, results, plan.sweep_split)
             if PartialState().is_main_process:
                 comparison.write(plan.output_dir / "comparison.json")
@@ -109,7 +110,7 @@ def compare(plan: Plan, command: str) -> Comparison:
 
 
 def published_run(plan: Plan, settings: Mapping[str, Mapping[str, str]]) -> tuple[str, Path]:
-    """Return the arm whose model is published, the first with SAM if any, and the run's folder."""
+    """Return the arm that is published (the first with SAM, else the first), its run's folder."""
     arm = next((n for n, options in settings.items() if plan.has_sam(options)), plan.arms[0].name)
     return arm, plan.output_dir / f"{arm}-seed{plan.seeds[0]}"
 
@@ -122,8 +123,8 @@ def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:
     )
 
 
-class Progress:
-    """Trains the unfinished runs of a plan, and prints the progress.
+class Runs:
+    """Trains the unfinished runs of a plan, and prints the runs.
 
     Several processes of one machine may work on one plan: each takes the next run that no other is
     training, and waits for the others where it needs their results.
@@ -233,21 +234,22 @@ class Progress:
         began = time.monotonic()
         PartialState().print(f"\n{label}: {folder}", flush=True)
         try:
-            finish(self.plan, options, folder)
+            self._train(options, folder)
         except RecipeError as error:
             raise RecipeError(f"{folder.name}: {error}") from error
+        except ValueError as error:  # a fault in the training, no invalid input
+            raise RuntimeError(f"{folder.name}: training failed") from error
         self.seconds += time.monotonic() - began
         self.spent += self.plan.cost(options)
 
-
-def finish(plan: Plan, options: Mapping[str, str], folder: Path) -> None:
-    """Train a run to its end, from its last checkpoint if there is one."""
-    resumed = last_complete(folder) is not None
-    PartialState().wait_for_everyone()
-    torch.compiler.reset()  # else each new model counts as a recompilation of the last
-    arguments = [*plan.arguments_of(options), f"--output_dir={folder}"]
-    arguments += ["--push_to_hub=false"]  # overrides a file
-    arguments += ["--resume_from_checkpoint=last"] * resumed
-    train(arguments, from_file=plan.from_file, is_claimed=True)
-    PartialState().wait_for_everyone()
-    gc.collect()
+    def _train(self, options: Mapping[str, str], folder: Path) -> None:
+        """Train a run to its end, from its last checkpoint if there is one."""
+        resumed = last_complete(folder) is not None
+        PartialState().wait_for_everyone()
+        torch.compiler.reset()  # else each new model counts as a recompilation of the last
+        arguments = [*self.plan.arguments_of(options), f"--output_dir={folder}"]
+        arguments += ["--push_to_hub=false"]  # overrides a file
+        arguments += ["--resume_from_checkpoint=last"] * resumed
+        train(arguments, from_file=self.plan.from_file, is_claimed=True)
+        PartialState().wait_for_everyone()
+        gc.collect()

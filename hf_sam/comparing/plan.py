@@ -45,7 +45,7 @@ class Plan:
     """All runs that the command line asks for."""
 
     common: Sequence[str]  # arguments of hf-sam finetune, for all arms
-    from_file: Sequence[str]  # those in the file of `--config`, which may be edited meanwhile
+    from_file: Sequence[str]  # of `--config`, read once: the file may be edited while runs train
     args: SAMConfig  # parsed from the common arguments
     arms: Sequence[Arm]
     grid: Mapping[tuple[str, str], Sequence[str]]  # values by arm ("" for all) and option
@@ -152,10 +152,10 @@ def _require_own_options(own: Namespace, data: DataOptions, args: SAMConfig) -> 
         raise ValueError("`rho` must be > 0 here: the arms base and base_2x are without SAM.")
     for name in OF_THE_PLAN:
         value = getattr(data if name == "holdout" else args, name)
-        if value != (SAMConfig.seed if name == "seed" else None) and value is not False:
-            remedy = "pass `--eval_share`" if name == "holdout" else "leave it out"
+        if value != getattr(SAMConfig, name, None):  # its default
+            remedy = "pass `--eval_share`" if name == "holdout" else "remove it"
             raise ValueError(
-                f"`{name}` is set by the plan, for each run: {remedy}, in the `--config` too."
+                f"`{name}` is set by the plan, for each run: {remedy}, also in the `--config` file."
             )
     for name in ("sweep_split", "sweep_seeds"):
         if getattr(own, name) not in (None, 1) and not own.sweep:

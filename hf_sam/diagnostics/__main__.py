@@ -18,7 +18,7 @@ from torch import Tensor
 from ..reporting.commands import last_part, shown_command
 from ..reporting.model_card import versions
 from ..reporting.sharpness_card import add_sharpness_to_card
-from ..vision import MAX_IMAGE_PIXELS, BadImageError, Splits, Task
+from ..vision import MAX_IMAGE_PIXELS, Splits, Task
 from .card import card_section
 from .checks import WRITTEN, fitting_m, require_usable
 from .images import (
@@ -48,20 +48,27 @@ def main(argv: Sequence[str] | None = None, *, program: str = PROGRAM) -> Report
         program: The command as the user typed it, for messages and the report.
     """
     argv = sys.argv[1:] if argv is None else argv
-    options = command_line(program).parse_args(argv)
+    options = command_line(program).parse_args([_underscored(argument) for argument in argv])
     if find_spec("matplotlib") is None:
         sys.exit(f"{program}: the pictures need matplotlib: `pip install 'hf-sam[plots]'`.")
     try:
         return measure(options, shown_command([*program.split(), *argv]))
-    except (ValueError, BadImageError) as error:
+    except ValueError as error:
         sys.exit(f"{program}: {error}")
     except OSError as error:
         sys.exit(
-            f"{program}: {error}: make room, or pass another `--out`; the same command goes on "
-            "after the last whole model."
+            f"{program}: {error}: check that path (if the disk is full, make room or pass another "
+            "`--out`); the same command goes on after the last whole model."
         )
     except KeyboardInterrupt:
         sys.exit(f"{program}: interrupted; the same command goes on after the last whole model.")
+
+
+def _underscored(argument: str) -> str:
+    """Return an option with underscores in its name, which may be typed with dashes."""
+    name, equals, value = argument.partition("=")
+    is_option = name.startswith("--")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if is_option else argument
 
 
 def measure(options: Namespace, command: str) -> Report:
@@ -234,8 +241,8 @@ def command_line(program: str = PROGRAM) -> ArgumentParser:
         "--batch_size",
         type=int,
         default=32,
-        help="images at a time, which also share a perturbation where rho is "
-        "chosen: as in training, or fewer for less memory",
+        help="images per batch; in the scan over rho each batch has its own perturbation: use "
+        "the training's micro-batch size, or less to save memory",
     )
     add("--rho", type=float, default=plan.rho, help="L2 radius in parameter space")
     add("--steps", type=int, default=plan.steps, help="steps of projected ascent")
@@ -249,7 +256,8 @@ def command_line(program: str = PROGRAM) -> ArgumentParser:
     add("--density_probes", type=int, default=probes, help="random vectors; 0: no spectrum")
     add("--density_steps", type=int, default=plan.density_steps, help="Lanczos steps of a probe")
     add("--points", type=int, default=plan.points, help="grid points a side; 0: no landscape")
-    add("--span", type=float, default=plan.span, help="distance covered, in norms of each filter")
+    half = "half-width of the landscape, in norms of each filter"
+    add("--span", type=float, default=plan.span, help=half)
     add("--seed", type=int, default=plan.seed, help="of the image sample and all random directions")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device")
     add("--card", action="store_true", help="add a section to the README.md beside each model")

@@ -30,8 +30,8 @@ class SharpnessCallback(TrainerCallback):
     The entries are `probe_loss`, `probe_worst_case` (the rise after SAM's ascent step of length
     rho), `probe_average` (the mean rise over random directions) and, optionally,
     `probe_lambda_max`. Training is not affected: weights, buffers and random draws are the same
-    without it. (The batches are fetched once, which advances a random generator of the data set's
-    own; if there is one, pass another object as `data`.) If measuring fails, it warns once.
+    without it. The batches are fetched once: if the data set draws from a random generator of its
+    own, that advances it, so pass another object as `data`. If measuring fails, it warns once.
     """
 
     def __init__(

@@ -35,8 +35,8 @@ def require_usable(
         )
     if unfit := [name for name in names if not re.fullmatch(r"[^\W_][\w .+=-]*", name)]:
         raise ValueError(
-            f"`--names` must be of letters, digits, spaces and . _ + = -, got {unfit[0]!r}: name "
-            "the models by it."
+            f"`--names` must be of letters, digits, spaces and . _ + = -, got {unfit[0]!r}: pass "
+            "`--names` with such names."
         )
     for card in cards:
         card_at(card)

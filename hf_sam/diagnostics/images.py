@@ -22,14 +22,10 @@ from ..vision import (
     Splits,
     Task,
     build_transforms,
-    find_column,
     load_hub,
     load_local,
     load_task,
-    select_split,
-    split_off,
-    with_class_labels,
-    without_bad_images,
+    select_splits,
 )
 from .trained import Trained
 
@@ -92,37 +88,34 @@ def load_images(
     Raises:
         ValueError: If they cannot be loaded, or there are none for the error.
     """
-    task = known_task(data) or Task(data, eval_split=None, image_column=None, label_column=None)
-    found = _found(data, [name for name in (split, eval_split) if name])
     if eval_share is not None and not 0 < eval_share < 1:
         raise ValueError(f"`--eval_share` must be a share, 0 < eval_share < 1, got {eval_share}.")
     if eval_share is not None and eval_split is not None:
         raise ValueError("`--eval_share` and `--eval_split` exclude each other: leave one out.")
-    usual = (name for name in EVAL_SPLITS if name in found)
-    eval_split = eval_split or task.eval_split or next(usual, None)
-    if eval_share is not None:
-        eval_split = split
-    if eval_split is None:
+    task = known_task(data) or Task(data, eval_split=None, image_column=None, label_column=None)
+    task = replace(
+        task,
+        image_column=image_column or task.image_column,
+        label_column=label_column or task.label_column,
+    )
+    found = _found(data, [name for name in (split, eval_split) if name])
+    if eval_share is None:
+        usual = (name for name in EVAL_SPLITS if name in found)
+        eval_split = eval_split or task.eval_split or next(usual, None)
+    if eval_split is None and eval_share is None:
         raise ValueError(
             f"the data must have images to measure the error on, got {', '.join(found)} only: give "
             "`--eval_share` as the training had it, or `--eval_split`."
         )
-    rows, evaluation = select_split(found, split), select_split(found, eval_split)
-    asked = {"image": image_column or task.image_column, "label": label_column or task.label_column}
-    columns = {
-        f"{kind}_column": find_column(evaluation, find_column(rows, column, kind=kind), kind=kind)
-        for kind, column in asked.items()
-    }
-    splits = with_class_labels(rows, evaluation, eval_split=eval_split, **columns)
-    train, evaluation = splits.train, splits.eval
-    if skip_bad_images:
-        train = without_bad_images(train, split, max_pixels=max_pixels)
-        if eval_share is None:
-            evaluation = without_bad_images(evaluation, eval_split, max_pixels=max_pixels)
-    if eval_share is not None:
-        train, evaluation = split_off(train, eval_share, option="eval_share", seed=0)
-        eval_split = f"{split} (split off)"
-    return replace(splits, train=train, eval=evaluation, eval_split=eval_split)
+    return select_splits(
+        found,
+        task,
+        train_split=split,
+        eval_split=eval_split,
+        eval_share=eval_share,
+        skip_bad_images=skip_bad_images,
+        max_pixels=max_pixels,
+    )
 
 
 def _found(data: str, asked: Sequence[str]) -> datasets.DatasetDict:

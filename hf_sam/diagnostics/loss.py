@@ -57,11 +57,11 @@ class TrainerLoss:
         """Compute the mean loss of a batch of any size, of shape ()."""
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
 
-        def back(x: Tensor) -> Tensor:  # from that of DeepSpeed's passes
+        def to_models(x: Tensor) -> Tensor:  # DeepSpeed's Trainer casts inputs to another dtype
             return x.to(dtype) if x.is_floating_point() else x
 
         inputs = self.trainer._prepare_inputs(dict(batch))
-        return self.trainer.compute_loss(model, recursively_apply(back, inputs))
+        return self.trainer.compute_loss(model, recursively_apply(to_models, inputs))
 
 
 class HeldLoss(nn.Module):

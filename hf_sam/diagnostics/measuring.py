@@ -164,7 +164,7 @@ def _device_of(trainable: Sequence[Tensor]) -> torch.device:
     devices = sorted({str(param.device) for param in trainable})
     if len(devices) > 1 or devices == ["meta"]:
         raise ValueError(
-            f"sharpness needs a model on one device that computes, got {', '.join(devices)}: move "
-            "it to one."
+            "sharpness needs all parameters on one device, and not on `meta`, got "
+            f"{', '.join(devices)}: move the model to one."
         )
     return trainable[0].device

@@ -19,7 +19,7 @@ from .hessian import Hessian
 from .landscape import Landscape
 from .rho_scan import ALIGNED, RhoScan
 from .sharpness import Sharpness
-from .styles import COLOURS, GREY, bar_style, colour, label, line_style, mark_style
+from .styles import bar_style, colour, label, line_style, mark_style
 
 WIDTH = 3.5  # inches, of a column
 
@@ -57,8 +57,6 @@ def plot_spectrum(results: Mapping[str, Hessian]) -> Figure:
         assert result.density is not None
         _plot(axes, i, name, result.density.eigenvalues, result.density.density)
         largest = {**mark_style(i), "linestyle": "", "label": label(f"{name}: largest")}
-        if i >= len(COLOURS):
-            del largest["label"]
         axes.plot(result.eigenvalues, np.full(len(result.eigenvalues), 1.6 * floor), **largest)
     axes.set_yscale("log")
     axes.set_ylim(bottom=floor)
@@ -162,8 +160,6 @@ def plot_m_sharpness(results: Mapping[str, Sharpness]) -> Figure:
         at = np.arange(len(numbers[0])) + (i - (len(results) - 1) / 2) * width
         bars = list(result.by_m.values())
         axes.bar(at, bars, width, edgecolor="white", **bar_style(i, name))
-        for x, height in zip(at, bars, strict=True) if i >= len(COLOURS) else ():
-            axes.annotate(label(name), (x, height), rotation=90, ha="center", fontsize=5)
     axes.set_xticks(range(len(numbers[0])), map(str, numbers[0]))
     axes.set_xlabel("m, examples that share a perturbation")
     axes.set_ylabel(f"rise of the loss, rho {next(iter(results.values())).rho:g}")
@@ -258,6 +254,8 @@ def _levels(results: Mapping[str, Landscape]) -> Any:
     """Return levels for all plots, evenly spaced on a logarithmic scale."""
     every = np.concatenate([result.losses.ravel() for result in results.values()])
     every = every[np.isfinite(every) & (every > 0)]
+    if not len(every):
+        raise ValueError("contours need a loss above 0, got none: use `plot_surfaces`.")
     lowest = max(float(every.min()), float(every.max()) * 1e-4)
     return np.geomspace(lowest, max(float(np.quantile(every, 0.98)), 1.01 * lowest), 12)
 
@@ -269,13 +267,8 @@ def _second(name: str, result: Landscape) -> Any:
 
 
 def _plot(axes: Any, i: int, name: str, x: Any, y: Any, **marked: Any) -> None:
-    """Plot a curve, named in the legend or, beyond the number of colours, at its end."""
-    style = {**line_style(i), **marked}
-    if i < len(COLOURS):
-        axes.plot(x, y, label=label(name), **style)
-        return
-    axes.plot(x, y, **style)
-    axes.annotate(label(name), (x[-1], y[-1]), ha="right", va="bottom", fontsize=5, color=GREY)
+    """Plot a curve, with its name in the legend."""
+    axes.plot(x, y, label=label(name), **{**line_style(i), **marked})
 
 
 def _short(axis: str) -> str:

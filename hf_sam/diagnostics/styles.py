@@ -1,13 +1,12 @@
-"""Plot styles that distinguish up to eight models by colour, line, marker and hatch."""
+"""Plot styles that distinguish models by colour, line, marker and hatch together."""
 
 from typing import Any
 
 # Okabe-Ito, but brown in place of its yellow, which is hard to see on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8b4513")
-GREY = "#8c8c8c"  # of further models, which are named where they are drawn
 MARKERS = "osD^vPX*"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "--", "oo")
-LINES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
+LINES = ("-", "--", "-.", ":")
 
 
 def label(name: str) -> str:
@@ -17,23 +16,25 @@ def label(name: str) -> str:
 
 def colour(i: int) -> str:
     """Return the colour of model i."""
-    return COLOURS[i] if i < len(COLOURS) else GREY
+    return COLOURS[i % len(COLOURS)]
 
 
 def line_style(i: int) -> dict[str, Any]:
     """Return the line style of model i."""
-    if i >= len(COLOURS):
-        return {"color": GREY, "linestyle": "-", "linewidth": 0.8}
-    return {"color": COLOURS[i], "linestyle": LINES[i], "linewidth": 1.4}
+    return {"color": colour(i), "linestyle": LINES[_turned(i) % len(LINES)], "linewidth": 1.4}
 
 
 def mark_style(i: int) -> dict[str, Any]:
     """Return the marker style of model i."""
-    return {"color": colour(i), "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+    return {"color": colour(i), "marker": MARKERS[_turned(i) % len(MARKERS)], "markersize": 4}
 
 
 def bar_style(i: int, name: str) -> dict[str, Any]:
     """Return the bar style of model i."""
-    if i >= len(COLOURS):
-        return {"color": GREY}
-    return {"color": COLOURS[i], "hatch": HATCHES[i], "label": label(name)}
+    hatch = HATCHES[_turned(i) % len(HATCHES)]
+    return {"color": colour(i), "hatch": hatch, "label": label(name)}
+
+
+def _turned(i: int) -> int:
+    """Return an index that meets other styles when the colours begin again."""
+    return i + i // len(COLOURS)

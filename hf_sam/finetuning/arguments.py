@@ -130,7 +130,7 @@ def config_named(name: str) -> Path:
             or without.
     """
     path = Path(name)
-    recipe = RECIPES.joinpath(*path.parts[path.parts[:1] == ("recipes",) :])
+    recipe = RECIPES / name.removeprefix("recipes/")
     if path.exists() or not recipe.is_file():
         return path
     logger.warning_once(_shown(recipe))
@@ -154,7 +154,8 @@ def without_options(arguments: Sequence[str], *prefixes: str) -> list[str]:
 
 def named(arguments: Sequence[str]) -> set[str]:
     """Return the names of the options among command-line arguments."""
-    return {argument.split("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+    options = [argument for argument in arguments if argument.startswith("--")]
+    return {option.split("=")[0].removeprefix("--").replace("-", "_") for option in options}
 
 
 def without_rivals(given: Sequence[str], argv: Sequence[str]) -> list[str]:

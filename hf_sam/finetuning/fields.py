@@ -62,12 +62,9 @@ class DataOptions:
         "file can decode to more than fits in memory.",
         MAX_IMAGE_PIXELS,
     )
-    crop_scale: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Smallest and largest fraction of the image's area that a training crop "
-            "covers. Unset: 0.08 1, the paper's ImageNet preprocessing (digits: 0.7 1).",
-        },
+    crop_scale: list[float] | None = option(
+        "Smallest and largest fraction of the image's area that a training crop covers. Unset: "
+        "0.08 1, the paper's ImageNet preprocessing (digits: 0.7 1)."
     )
     horizontal_flip: float | None = option(
         "Probability that a training image is mirrored. Unset: 0.5 (digits: 0)."
@@ -237,12 +234,8 @@ class ModelOptions:
         'JSON arguments for timm.create_model: \'{"drop_path_rate": 0.1, "pad_type": "same"}\'.'
     )
     image_size: int | None = option("Height and width in pixels, instead of the model's own.")
-    mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of the normalisation, three values in [0, 1]."}
-    )
-    std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of the normalisation, three values."}
-    )
+    mean: list[float] | None = option("Mean of the normalisation, three values in [0, 1].")
+    std: list[float] | None = option("Standard deviation of the normalisation, three values.")
     freeze_batch_norm: bool = option(
         "Use BatchNorm's running statistics in training too, as the paper's fine-tuning does.",
         False,
@@ -261,7 +254,7 @@ class ModelOptions:
                 raise ValueError(f"`{name}` must be three values (red, green, blue), got {value}.")
         if self.mean is not None and not 0 <= min(self.mean) <= max(self.mean) <= 1:
             raise ValueError(
-                f"`mean` must be in [0, 1], got {self.mean}: divide what counts to 255 by that."
+                f"`mean` must be in [0, 1], got {self.mean}: divide values from 0 to 255 by 255."
             )
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"`std` must be > 0, got {self.std}.")
@@ -281,5 +274,5 @@ class ModelOptions:
             raise ValueError(
                 f'`model_kwargs` must be a JSON object {{"name": value}}, got {kwargs}.'
             )
-        require_rgb(kwargs)
+        require_rgb(kwargs.get("in_chans", 3))
         return kwargs

@@ -1,7 +1,6 @@
 """A run's output folder: its lock, the options of its run, and whether that has finished."""
 
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from .. import SAMConfig
 from ..reporting.json_files import read_json, write_json
 from ..reporting.model_card import RunRecord
 from .fields import DataOptions, ModelOptions
+from .image_errors import REMEDY
 from .resolved import data_values, model_values, training_values
 
 OPTIONS, RECORD = "options.json", "run.json"
@@ -24,9 +24,8 @@ HALF_WRITTEN = "options.*.tmp"  # left by `write_json` when it is killed
 LENGTH = ("num_train_epochs", "max_steps")  # may change, to train a run for longer
 # Values of options that did not exist when an older run was made.
 UNSET = {f.name: f.default for kind in (DataOptions, ModelOptions) for f in fields(kind)}
-AGAIN = "restore it, or remove the folder it is in and train anew"
 # Prefixes of the options that do not change what is trained.
-ASIDE = (
+NOT_OF_A_RUN = (
     *("output_dir", "resume", "push", "hub", "logging", "disable_tqdm", "report_to", "run_name"),
     *("save", "eval_strategy", "eval_steps", "eval_accumulation", "per_device_eval", "dataloader"),
     *("restore", "log_"),
@@ -36,7 +35,7 @@ ASIDE = (
 def run_options(data: DataOptions, model: ModelOptions, args: SAMConfig) -> dict[str, Any]:
     """Return all options that decide what is trained, as JSON types."""
     values = data_values(data) | model_values(data, model) | training_values(args)
-    chosen = {n: v for n, v in values.items() if v is not None and not n.startswith(ASIDE)}
+    chosen = {n: v for n, v in values.items() if v is not None and not n.startswith(NOT_OF_A_RUN)}
     return json.loads(json.dumps(chosen | {"devices": args.world_size}, default=str))
 
 
@@ -131,7 +130,8 @@ def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
         ValueError: If the folder holds a run with other options, other files, or a file that
             cannot be read.
     """
-    if not folder.is_dir() or not set(folder.iterdir()) - (_notes(folder) - {folder / OPTIONS}):
+    notes = _notes(folder) - {folder / OPTIONS}
+    if not folder.is_dir() or set(folder.iterdir()) <= notes:
         return False
     if not (folder / OPTIONS).exists():
         raise ValueError(
@@ -141,8 +141,8 @@ def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
     for path in folder.iterdir():
         if path.is_symlink():
             raise ValueError(
-                f"{str(path)!r} is a link, and a run's folder must hold none, for what a run "
-                "leaves in it is removed or replaced: put there what it leads to, or remove it."
+                f"{str(path)!r} is a link, and a run's folder must hold none, as its files are "
+                "overwritten or removed: replace the link by its target, or remove it."
             )
     _require_same(folder, options)
     if not (folder / RECORD).exists():
@@ -152,23 +152,12 @@ def has_ended(folder: Path, options: Mapping[str, Any]) -> bool:
 
 
 def record_of(folder: Path) -> RunRecord:
-    """Read the record of a finished run, and check the numbers that a comparison needs.
+    """Read the record of a finished run.
 
     Raises:
         ValueError: If it cannot be read, or a number is missing.
     """
-    return read_json(folder / RECORD, RunRecord, remedy=AGAIN, check=_require_figures)
-
-
-def _require_figures(record: RunRecord) -> None:
-    """Raise a ValueError if a number that a comparison needs is missing."""
-    for name, given in (("hyperparameters", record.hyperparameters), ("sam", record.sam)):
-        figure = "rho" if name == "sam" else "learning_rate"
-        value = 0.0 if given is None else given.get(figure)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"`{name}` must have a number as `{figure}`, got {value!r}")
-    if not (math.isfinite(record.seconds) and math.isfinite(record.gradient_evaluations)):
-        raise ValueError("`seconds` and `gradient_evaluations` must be finite")
+    return read_json(folder / RECORD, RunRecord, remedy=REMEDY)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -181,11 +170,11 @@ def _require_same(folder: Path, options: Mapping[str, Any], besides: tuple[str, 
     path = folder / OPTIONS
     if not path.exists():  # the checkpoint came from elsewhere
         return
-    before = read_json(path, dict[str, Any], remedy=AGAIN)
+    before = read_json(path, dict[str, Any], remedy=REMEDY)
     before, options = UNSET | before, {**UNSET, **options}
     names = (before.keys() | options.keys()) - set(besides)
     for name in sorted(names):
-        is_aside = name.startswith(ASIDE)  # written by an earlier version
+        is_aside = name.startswith(NOT_OF_A_RUN)  # written by an earlier version
         if before.get(name) != options.get(name) and not is_aside:
             raise ValueError(
                 f"{str(folder)!r} holds a run with other options, `{name}` {before.get(name)!s:.80}"

@@ -9,6 +9,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
+from ..reporting.model_card import HUB_TOKEN
+
 logger = logging.get_logger("finetune")
 # Listed by name, as the folder also holds training_args.bin (a pickle), logs and checkpoints.
 PUBLISHED = (
@@ -106,5 +108,5 @@ def _reason(error: BaseException) -> str:
         text = f"{answer.status_code} {answer.reason_phrase}: {error.server_message}"
     elif isinstance(error, RuntimeError) and error.__cause__ is not None:
         text = f"{error} {_reason(error.__cause__)}"  # the file, then the reason
-    text = re.sub(r"hf_[A-Za-z0-9]{20,}|(?<=Bearer )[^\s'\"]+", "***", text)
+    text = re.sub(r"(?<=Bearer )[^\s'\"]+", "***", HUB_TOKEN.sub("***", text))
     return textwrap.shorten(text, 300).rstrip(".: ")

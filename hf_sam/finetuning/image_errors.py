@@ -12,6 +12,7 @@ from ..reporting.json_files import read_json, write_json
 from ..vision import Splits
 
 ERRORS = "errors.json"  # beside the run's record
+REMEDY = "restore it, or remove the folder it is in and train anew"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class ErrorsOfRun:
         path = folder / ERRORS
         if not path.exists():
             return None
-        return read_json(
-            path, cls, remedy="restore it, or remove the folder it is in and train anew"
-        )
+        return read_json(path, cls, remedy=REMEDY)
 
 
 class LastEvaluation:

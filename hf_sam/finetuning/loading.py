@@ -15,18 +15,18 @@ from ..vision import (
     ModelSource,
     Splits,
     Task,
-    find_column,
     load_local,
     load_task,
     select_split,
+    select_splits,
     split_off,
-    with_class_labels,
     with_label_noise,
-    without_bad_images,
 )
 from .fields import DataOptions, ModelOptions
 
 logger = logging.get_logger("finetune")
+# Options that override what the table of tasks has.
+OF_THE_TASK = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
 
 
 def task_of(options: DataOptions) -> Task:
@@ -35,8 +35,7 @@ def task_of(options: DataOptions) -> Task:
         task = TASKS[options.dataset or "digits"]
     else:  # the user's own data
         task = Task(options.dataset, eval_split=None, image_column=None, label_column=None)
-    names = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
-    chosen = {name: getattr(options, name) for name in names}
+    chosen = {name: getattr(options, name) for name in OF_THE_TASK}
     chosen["squash"] = options.squash or None
     chosen["crop_scale"] = options.crop_scale and tuple(options.crop_scale)
     return dataclasses.replace(task, **{k: v for k, v in chosen.items() if v is not None})
@@ -50,37 +49,26 @@ def load_splits(options: DataOptions, task: Task, *, seed: int) -> Splits:
     """
     found = find_splits(options, task)
     _compare_sizes(found, task, local=options.data_dir is not None)
-    train_split, eval_split = _names(found, options, task)
-    train = select_split(found, train_split)
-    evaluation = train if options.evaluates_on_train else select_split(found, eval_split)
-    image_column, label_column = (
-        find_column(evaluation, find_column(train, column, kind=kind), kind=kind)
-        for kind, column in (("image", task.image_column), ("label", task.label_column))
-    )
-    splits = with_class_labels(
-        train,
-        evaluation,
-        image_column=image_column,
-        label_column=label_column,
+    train_split, eval_split = _split_names(found, options, task)
+    splits = select_splits(
+        found,
+        task,
+        train_split=train_split,
         eval_split=eval_split,
+        eval_share=options.eval_share,
+        skip_bad_images=options.skip_bad_images,
+        max_pixels=options.max_image_pixels,
     )
     if task.classes not in (None, len(splits.label_names)):
         logger.warning(f"{len(splits.label_names)} classes, where the paper has {task.classes}")
-    train, evaluation = splits.train, splits.eval
-    if options.skip_bad_images:
-        most = options.max_image_pixels
-        train = without_bad_images(train, train_split, max_pixels=most)
-        if not options.evaluates_on_train:
-            evaluation = without_bad_images(evaluation, eval_split, max_pixels=most)
-    if options.eval_share is not None:
-        train, evaluation = split_off(train, options.eval_share, option="eval_share", seed=0)
-    train = _sample(train, options.max_train_samples, seed)
+    train, evaluation = _sample(splits.train, options.max_train_samples, seed), splits.eval
     if options.label_noise:
         train = with_label_noise(
             train, options.label_noise, classes=len(splits.label_names), seed=seed
         )
     if options.holdout is not None:
         train, evaluation = split_off(train, options.holdout, option="holdout", seed=seed)
+        splits = dataclasses.replace(splits, eval_split=f"{train_split} (held out)")
     return dataclasses.replace(
         splits,
         train=train,
@@ -129,13 +117,13 @@ def require_images_to_measure_on(options: DataOptions) -> None:
         select_split(found, eval_split_of(task, found))
 
 
-def _names(found: datasets.DatasetDict, options: DataOptions, task: Task) -> tuple[str, str]:
-    """Return the names of the training and the evaluation split."""
+def _split_names(
+    found: datasets.DatasetDict, options: DataOptions, task: Task
+) -> tuple[str, str | None]:
+    """Return the names of the training and the evaluation split; None if on training images."""
     if options.evaluates_on_train:
         only = len(found) == 1 and options.train_split is None
-        train_split = next(iter(found)) if only else task.train_split
-        how = "split off" if options.holdout is None else "held out"
-        return train_split, f"{train_split} ({how})"
+        return next(iter(found)) if only else task.train_split, None
     eval_split = eval_split_of(task, found)
     if common := set(task.train_split.split("+")) & set(eval_split.split("+")):
         logger.warning(

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import sys
 from argparse import SUPPRESS, Namespace, _StoreFalseAction
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -59,25 +58,23 @@ HELP = {
 
 
 def parse_options(
-    argv: Sequence[str] | None = None, *, from_file: Sequence[str] | None = None
+    argv: Sequence[str], *, from_file: Sequence[str] | None = None
 ) -> tuple[DataOptions, ModelOptions, SAMConfig]:
     """Parse the options: the command line wins over the file of `--config`, and that over defaults.
 
     Args:
-        argv: The command-line arguments; None for those of the process.
+        argv: The command-line arguments.
         from_file: What `read_config` has read; None: the file is read now.
 
     Raises:
         ValueError: With rule, value and remedy.
     """
     parser = _command_line_parser()
-    argv = list(sys.argv[1:] if argv is None else argv)
     first = _typed(parser, argv)
-    typed, given = named(argv), list[str]()
-    if found := _from_file(parser, first) if from_file is None else from_file:
-        given = without_rivals(found, argv)
-        argv = [*given, *argv]  # the last value of an option counts
-        first, _ = parser.parse_known_args(argv)
+    in_file = _from_file(parser, first) if from_file is None else from_file
+    given = without_rivals(in_file, argv)
+    typed, argv = named(argv), [*given, *argv]  # the last value of an option counts
+    first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
         parser.set_defaults(optim_args=None)  # the default momentum is for SGD
     if first.output_dir is None:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from .arguments import without_options
 from .fields import DataOptions
 from .hub import OF_THE_HUB
 from .stopwatch import stopwatch_of
+
+# Data options that the record has under another name, or that change no result.
+SAID_ELSEWHERE = {"dataset", "data_dir", "eval_split", "image_column", "label_column"}
+SAID_ELSEWHERE |= {"max_image_pixels", "cache_images"}
 
 
 @dataclass(frozen=True)
@@ -81,24 +85,12 @@ def _as_used(hyperparameters: Mapping[str, Any], trainer: SAMTrainer) -> dict[st
 
 def _chosen(data: DataOptions) -> dict[str, Any]:
     """Return the options for the images that are not at their defaults."""
-    names = (
-        "train_split",
-        "eval_share",
-        "holdout",
-        "skip_bad_images",
-        "crop_scale",
-        "crop_padding",
-        "horizontal_flip",
-        "squash",
-        "auto_augment",
-        "cutout",
-        "mixup",
-        "label_noise",
-        "max_train_samples",
-        "max_eval_samples",
-    )
-    default = DataOptions()
-    return {n: getattr(data, n) for n in names if getattr(data, n) != getattr(default, n)}
+    return {
+        field.name: value
+        for field in fields(DataOptions)
+        if field.name not in SAID_ELSEWHERE
+        and (value := getattr(data, field.name)) != field.default
+    }
 
 
 def command_of(name: str, argv: Sequence[str]) -> str:
@@ -130,18 +122,17 @@ def _model_options(run: Run) -> dict[str, Any]:
 
 def _hub_id(source: ModelSource) -> str | None:
     """Return where on the Hub the pretrained weights come from; None if from elsewhere."""
-    name = source.name.removeprefix("timm/")
     if not source.own_weights or Path(source.name).exists():
         return None
-    return timm.get_pretrained_cfg(name).hf_hub_id if timm.is_model(name) else source.name
+    name = source.timm_name
+    return source.name if name is None else timm.get_pretrained_cfg(name).hf_hub_id
 
 
 def _license(source: ModelSource) -> str | None:
     """Return the licence of the pretrained weights, if timm knows it."""
-    name = source.name.removeprefix("timm/")
-    if not (source.own_weights and timm.is_model(name)):
+    if not source.own_weights or source.timm_name is None:
         return None
-    return timm.get_pretrained_cfg(name).license
+    return timm.get_pretrained_cfg(source.timm_name).license
 
 
 def _differing(task: Task, splits: Splits) -> list[str]:

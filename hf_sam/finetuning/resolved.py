@@ -5,7 +5,6 @@ import math
 from enum import Enum
 from typing import Any
 
-import timm
 import yaml
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -14,14 +13,15 @@ from .. import SAMArguments, SAMConfig
 from ..vision import ModelSource
 from ..vision.timm_models import pretrained_cfg_of
 from .fields import DataOptions, ModelOptions
-from .loading import model_source, task_of
+from .loading import OF_THE_TASK, model_source, task_of
 from .options import DEFAULTS
 
-TAKEN_OUT = "use_configured_state"  # of the accelerator's settings, when devices are set up
-# What the Trainer makes of those of its defaults that stand for another value.
+# Defaults that `TrainingArguments` replaces when it is built, and by what.
 STANDS_FOR: dict[str, Any] = {
     "accelerator_config": {
-        name: value for name, value in AcceleratorConfig().to_dict().items() if name != TAKEN_OUT
+        name: value
+        for name, value in AcceleratorConfig().to_dict().items()
+        if name != "use_configured_state"  # is taken out when devices are set up
     },
     "activation_checkpointing": False,
     "gradient_checkpointing": False,
@@ -29,7 +29,6 @@ STANDS_FOR: dict[str, Any] = {
     "disable_tqdm": False,
     "report_to": [],
 }
-OF_THE_TASK = ("train_split", "eval_split", "image_column", "label_column", "horizontal_flip")
 
 
 def as_yaml(data: DataOptions, model: ModelOptions, args: SAMConfig) -> str:
@@ -77,9 +76,8 @@ def model_values(data: DataOptions, model: ModelOptions) -> dict[str, Any]:
 
 def image_size(source: ModelSource) -> int | None:
     """Return the image size in pixels, or None if only the loaded model can tell."""
-    name = source.name.removeprefix("timm/")
-    if source.image_size is None and timm.is_model(name):
-        return int(pretrained_cfg_of(name).input_size[1])
+    if source.image_size is None and source.timm_name is not None:
+        return int(pretrained_cfg_of(source.timm_name).input_size[1])
     return source.image_size
 
 

@@ -1,9 +1,11 @@
 """Suggestions for mistyped names of options and data sets."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
-# Names in other programs that the spelling would not lead to the right option.
+# Slips, and names in other programs, that the spelling would not lead to the right option.
 USUAL = {
+    "roh": "rho",
     "lr": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
     "wd": "weight_decay",
@@ -27,31 +29,12 @@ def alike(name: str, names: Iterable[str]) -> list[str]:
         names: The valid names.
     """
     name, known = name.lower(), sorted(names)
-    if name in USUAL and USUAL[name] in known:
+    if USUAL.get(name) in known:
         return [USUAL[name]]
-    slips = {other: edits(name, other) for other in known if _may_be_mistyped(name, other)}
+    exact = [name] if name in known else []
+    near_ones = get_close_matches(name, known, n=1, cutoff=0.8)
+    mistyped = [other for other in near_ones if other[0] == name[0]]
     longer = [other for other in known if len(name) >= 4 and other.startswith(name)]
     holding = [other for other in known if {*name.split("_")} <= {*other.split("_")}]
-    for found in ([n for n in slips if slips[n] == min(slips.values())], longer, holding):
-        if 0 < len(found) <= MOST_SUGGESTIONS:
-            return found
-    return []
-
-
-def _may_be_mistyped(name: str, other: str) -> bool:
-    """Allow one edit in every five letters, and in a short name not at its first letter."""
-    most = max(len(name) // 5, len(name) >= 3)
-    return edits(name, other) <= most and (len(name) >= 8 or name[:1] == other[:1])
-
-
-def edits(first: str, second: str) -> int:
-    """Return the edit distance with swaps of neighbouring letters (restricted Damerau)."""
-    before, above = [0] * (len(second) + 1), list(range(len(second) + 1))
-    for i, a in enumerate(first, 1):
-        row = [i]
-        for j, b in enumerate(second, 1):
-            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (a != b)))
-            if i > 1 and j > 1 and a == second[j - 2] and first[i - 2] == b:
-                row[j] = min(row[j], before[j - 2] + 1)
-        before, above = above, row
-    return above[-1]
+    choices = (exact, longer, mistyped, holding)
+    return next((found for found in choices if 0 < len(found) <= MOST_SUGGESTIONS), [])

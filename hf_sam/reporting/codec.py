@@ -58,7 +58,7 @@ def decode(kind: Any, value: Any, at: str = "") -> Any:
 ARRAY = get_origin(NDArray[np.float64])  # an alias of its own from Python 3.12 and numpy 2.5 on
 NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
 NAMES |= {bool: "true or false", type(None): "null"}
-WHOLE = "all of it"
+WHOLE = "the content"
 
 
 def _require(kind: type, value: Any, at: str) -> Any:

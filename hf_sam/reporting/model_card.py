@@ -30,6 +30,7 @@ HYPERPARAMETERS = (
     + ("gradient_accumulation_steps", "world_size", "label_smoothing_factor", "bf16", "fp16")
     + ("seed",)
 )
+HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 # The card's name of each metric, by the Trainer's name; all in percent.
 METRICS = {
     "eval_top1_error": "top-1 error",
@@ -93,11 +94,14 @@ class RunRecord:
             if str(self.sam.get("method", "sam")) not in METHODS:
                 raise ValueError(f"`sam.method` must be of {', '.join(METHODS)}")
         _require_number(self.hyperparameters, "learning_rate", of="hyperparameters")
+        if not math.isfinite(self.seconds):
+            raise ValueError("`seconds` must be finite")
 
 
 def _require_number(settings: Mapping[str, Any], name: str, *, of: str) -> None:
-    if not isinstance(settings.get(name), int | float):
-        raise ValueError(f"`{of}` must have a number `{name}`, got {settings.get(name)!r}")
+    value = settings.get(name)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"`{of}` must have a number as `{name}`, got {value!r}")
 
 
 def settings_of(args: TrainingArguments, schedule: AscentSchedule) -> dict[str, Any]:
@@ -219,7 +223,7 @@ def without_tokens(arguments: Sequence[str]) -> list[str]:
             argument = "***"
         elif is_option and equals:
             argument = f"{name}=***"
-        argument = re.sub(r"hf_[A-Za-z0-9]{20,}", "***", argument)
+        argument = HUB_TOKEN.sub("***", argument)
         shown.append(argument if "***" in argument else shlex.quote(argument))
         is_secret = is_option and not equals
     return shown

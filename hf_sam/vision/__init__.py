@@ -20,6 +20,7 @@ from .decoding import MAX_IMAGE_PIXELS, BadImageError
 from .memory import require_memory
 from .models import load_classifier
 from .sampling import split_off, with_label_noise
+from .splits import select_splits
 from .tasks import TASKS, Task, load_task
 from .transforms import build_transforms, resize_whole, soft_cross_entropy
 from .weights import LoadReport
@@ -50,6 +51,7 @@ __all__ = [
     "require_rgb",
     "resize_whole",
     "select_split",
+    "select_splits",
     "soft_cross_entropy",
     "split_off",
     "with_class_labels",

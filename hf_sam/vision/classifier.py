@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -26,6 +27,12 @@ class ModelSource:
     mean: Sequence[float] | None = None  # (3,) of the normalisation
     std: Sequence[float] | None = None  # (3,)
     squash: bool = False  # whether whole images of any shape are resized to a square
+
+    @property
+    def timm_name(self) -> str | None:
+        """Timm's name of the network; None for a folder, which wins over it, and for the Hub's."""
+        name = self.name.removeprefix("timm/")
+        return name if timm.is_model(name) and not Path(self.name).is_dir() else None
 
     @property
     def own_weights(self) -> bool:
@@ -51,20 +58,16 @@ class Classifier:
     report: LoadReport
 
 
-def require_rgb(model_kwargs: Mapping[str, Any]) -> None:
+def require_rgb(channels: Any) -> None:
     """Raise a ValueError unless a network takes images of three channels.
 
     Args:
-        model_kwargs: Arguments of timm.create_model, the user's or those saved with a model.
-
-    Raises:
-        ValueError: If they set another number of channels.
+        channels: Of its input; timm's `in_chans`.
     """
-    channels = model_kwargs.get("in_chans", 3)
     if channels != 3:
         raise ValueError(
-            f"`in_chans` of `model_kwargs` must be 3, got {channels!r}: images are made RGB, grey "
-            "ones too. Leave it out, and take a model for RGB."
+            f"the network must take three channels (timm: `in_chans=3`), got {channels!r}: images "
+            "are made RGB, grey ones too. Take a model for RGB."
         )
 
 

@@ -56,13 +56,13 @@ def load_hub(
             f"data set `{hub_id}` of the Hub must not be the name of a file here: for the file use "
             f"`--data_dir {hub_id}`, for the Hub another working directory."
         )
-    is_reachable = constants.is_offline_mode() or hub_is_reachable()
+    is_cut_off = not (constants.is_offline_mode() or hub_is_reachable())
     try:
-        with nullcontext() if is_reachable else offline():
+        with offline() if is_cut_off else nullcontext():
             return datasets.load_dataset(hub_id, revision=revision, data_files=data_files)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         reason = first_line(error).rstrip(".")
-        if not is_reachable:
+        if is_cut_off:
             reason = f"{constants.ENDPOINT} cannot be reached, and it is not in the cache"
         raise ValueError(
             f"data set `{hub_id}` cannot be loaded from the Hub: {reason}. "
@@ -169,10 +169,7 @@ def _with_same_classes(parts: list[datasets.Dataset]) -> list[datasets.Dataset]:
 def _renumbered(rows: datasets.Dataset, column: str, names: list[str]) -> datasets.Dataset:
     codes: dict[str | int | None, int] = {name: code for code, name in enumerate(names)}
     labels = [codes.get(name) for name in _labels(rows, column)]
-    place = rows.column_names.index(column)
-    order = [*rows.column_names[:place], column, *rows.column_names[place + 1 :]]
-    rows = rows.remove_columns(column).add_column(column, labels, feature=ClassLabel(names=names))
-    return rows.select_columns(order)
+    return rows.remove_columns(column).add_column(column, labels, feature=ClassLabel(names=names))
 
 
 def find_column(rows: datasets.Dataset, column: str | None, *, kind: str) -> str:
@@ -231,8 +228,8 @@ def with_class_labels(
             are fewer than two classes.
     """
     feature = train.features[label_column]
-    labels = {"training": _labels(train, label_column)}
-    labels["evaluation"] = _labels(evaluation, label_column)
+    rows = {"training": train, "evaluation": evaluation}
+    labels = {split: _labels(of_split, label_column) for split, of_split in rows.items()}
     if isinstance(feature, ClassLabel):
         classes = feature.names
     else:
@@ -244,28 +241,23 @@ def with_class_labels(
             raise ValueError(
                 f"the {split} labels must be classes of the training split, got "
                 f"{', '.join(unknown[:5])}: check `--label_column` and the splits."
-                + (" None is no label, or one below 0." if "None" in unknown else "")
+                + (" None stands for a missing or negative label." if "None" in unknown else "")
             )
     if len(classes) < 2:
         raise ValueError(f"the data must have two classes or more, got {classes}.")
-    coded = {
-        split: datasets.concatenate_datasets(
-            [
-                rows.select_columns(image_column).rename_columns({image_column: "image"}),
-                datasets.Dataset.from_dict(
-                    {"label": [codes[v] for v in labels[split]], "index": range(len(rows))}
-                ),
-            ],
-            axis=1,
-        )
-        for split, rows in (("training", train), ("evaluation", evaluation))
-    }
+    coded = {split: [codes[label] for label in given] for split, given in labels.items()}
     return Splits(
-        train=coded["training"],
-        eval=coded["evaluation"],
+        train=_as_rows(train, image_column, coded["training"]),
+        eval=_as_rows(evaluation, image_column, coded["evaluation"]),
         label_names=[str(name) for name in classes],
         eval_split=eval_split,
     )
+
+
+def _as_rows(rows: datasets.Dataset, image_column: str, labels: list[int]) -> datasets.Dataset:
+    """Return the columns of `Splits`."""
+    images = rows.select_columns(image_column).rename_columns({image_column: "image"})
+    return images.add_column("label", labels).add_column("index", list(range(len(rows))))
 
 
 def _labels(rows: datasets.Dataset, column: str) -> list[str | int | None]:

@@ -19,13 +19,8 @@ class BadImageError(ValueError):
 
     def __str__(self) -> str:
         """Return the message without the traceback that a worker process puts before it."""
-        return (
-            super().__str__().strip().splitlines()[-1].removeprefix(f"{_full_name(type(self))}: ")
-        )
-
-
-def _full_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+        last = super().__str__().strip().splitlines()[-1]
+        return last.removeprefix(f"{__name__}.{type(self).__name__}: ")
 
 
 def decode(row: dict[str, Any], split: str, *, max_pixels: int = MAX_IMAGE_PIXELS) -> PILImage:
@@ -64,7 +59,8 @@ def name_of(row: dict[str, Any], split: str = "") -> str:
     path = encoded.get("path")
     if path and encoded["bytes"] is None:
         return str(path)
-    return f"{row['index']}{split and f' of the {split} split'}{path and f' ({path})' or ''}"
+    of_split = f" of the {split} split" if split else ""
+    return f"{row['index']}{of_split}" + (f" ({path})" if path else "")
 
 
 def first_line(error: BaseException) -> str:

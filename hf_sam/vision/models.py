@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from huggingface_hub import snapshot_download
+from PIL.Image import Resampling
 from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from transformers import (
@@ -22,11 +22,9 @@ from transformers import (
 )
 
 from .classifier import Classifier, ModelSource, require_rgb
+from .decoding import first_line
 from .timm_models import load_timm_folder, load_timm_name
 from .weights import LoadReport
-
-# timm's names of Pillow's resampling filters, by Pillow's code
-PIL_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifier:
@@ -50,7 +48,7 @@ def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifi
     folder = Path(source.name)
     try:
         if not folder.is_dir():
-            if timm.is_model(source.name.removeprefix("timm/")):
+            if source.timm_name is not None:
                 return load_timm_name(source, label_names)
             if AutoConfig.from_pretrained(source.name).model_type == "timm_wrapper":
                 files = ["config.json", "model.safetensors"]
@@ -61,8 +59,8 @@ def load_classifier(source: ModelSource, label_names: Sequence[str]) -> Classifi
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
         weights = f" with `--weights` {str(source.weights)!r}" if source.weights else ""
         raise ValueError(
-            f"model `{source.name}`{weights} cannot be loaded: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]} `--model` takes a timm name, an image classifier on the "
+            f"model `{source.name}`{weights} cannot be loaded: {first_line(error)} "
+            "`--model` takes a timm name, an image classifier on the "
             "Hub (owner/name) or a local folder with a config.json. Without a network use a local "
             "folder, or a timm name with `--weights FILE` or `--init_scratch`."
         ) from error
@@ -76,7 +74,7 @@ def _load_transformers(source: ModelSource, label_names: Sequence[str]) -> Class
             "leave them out."
         )
     config = AutoConfig.from_pretrained(source.name)
-    require_rgb({"in_chans": getattr(config, "num_channels", 3)})
+    require_rgb(getattr(config, "num_channels", 3))
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: i for i, name in enumerate(label_names)}
     if source.init_scratch:
@@ -114,13 +112,11 @@ def _load_transformers_weights(
     source: ModelSource, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, LoadReport]:
     """Load the model's own weights, or instead those of a file, by transformers."""
+    if source.weights is not None and not source.weights.is_file():
+        raise ValueError(f"`--weights` must be a safetensors file, got {str(source.weights)!r}.")
     with tempfile.TemporaryDirectory() as folder:
         if source.weights is not None:
             config.save_pretrained(folder)
-            if not source.weights.is_file():
-                raise ValueError(
-                    f"`--weights` must be a safetensors file, got {str(source.weights)!r}."
-                )
             shutil.copy(source.weights, Path(folder) / "model.safetensors")
         model, info = AutoModelForImageClassification.from_pretrained(
             folder if source.weights else source.name,
@@ -166,7 +162,7 @@ def _override(processor: BaseImageProcessor, source: ModelSource) -> dict[str, A
             "input_size": (3, crop, crop),
             "mean": tuple(processor.image_mean),
             "std": tuple(processor.image_std),
-            "interpolation": PIL_FILTERS[int(processor.resample)],
+            "interpolation": Resampling(int(processor.resample)).name.lower(),
             "crop_pct": crop_pct,
             "crop_mode": "squash" if "height" in size else "center",
         },

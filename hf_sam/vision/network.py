@@ -42,10 +42,8 @@ def hub_is_reachable(seconds: float = 4.0) -> bool:
 @contextmanager
 def offline() -> Iterator[None]:
     """Context manager in which huggingface_hub and datasets use their local caches only."""
-    settings: tuple[Any, ...] = (
-        constants,
-        datasets.config,
-    )  # each library reads the environment when it is imported
+    # each library has read the environment when it was imported
+    settings: list[Any] = [constants, datasets.config]
     before = [module.HF_HUB_OFFLINE for module in settings]
     try:
         for module in settings:

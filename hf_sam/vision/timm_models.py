@@ -37,7 +37,7 @@ def pretrained_cfg_of(name: str) -> Any:
 
 def load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifier:
     """Load a model by its timm name, with weights from the Hub, from a file, or without any."""
-    name = source.name.removeprefix("timm/")
+    name = str(source.timm_name)
     pretrained_cfg = pretrained_cfg_of(name)
     if source.own_weights and not pretrained_cfg.has_weights:
         raise ValueError(
@@ -47,7 +47,7 @@ def load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifie
     kwargs = _timm_kwargs(source, fixed_size=pretrained_cfg.fixed_input_size)
     model = _create_timm(name, kwargs, pretrained=source.own_weights, num_classes=len(label_names))
     if source.own_weights:
-        names, heads = list(model.state_dict()), tuple(f"{head}." for head in _heads(model))
+        names, heads = list(model.state_dict()), _heads(model)
         kept = pretrained_cfg.num_classes == len(label_names)
         drawn = () if kept else tuple(name for name in names if name.startswith(heads))
         report = LoadReport(len(names) - len(drawn), drawn, (), head_drawn_anew=bool(drawn))
@@ -86,7 +86,7 @@ def _timm_kwargs(source: ModelSource, *, fixed_size: bool) -> dict[str, Any]:
 
 def _create_timm(name: str, kwargs: Mapping[str, Any], **common: Any) -> TimmModel:
     """Build a timm model; raise a ValueError if it does not take `kwargs`."""
-    require_rgb(kwargs)
+    require_rgb(kwargs.get("in_chans", 3))
     try:
         return timm.create_model(name, **common, **kwargs)
     except (OSError, SafetensorError):  # of a download
@@ -104,15 +104,15 @@ def _fill_timm(model: TimmModel, weights: Path | None) -> LoadReport:
     return fill_weights(model, weights, head=_heads(model))
 
 
-def _heads(model: TimmModel) -> list[str]:
-    """Return the names of the modules that make the logits."""
+def _heads(model: TimmModel) -> tuple[str, ...]:
+    """Return the name prefixes of the modules that make the logits."""
     heads = model.pretrained_cfg["classifier"]
     if heads is None:
         raise ValueError(
             "`--model` must be a classifier, got an encoder without a head, "
             f"{model.pretrained_cfg['architecture']}: pass another."
         )
-    return [heads] if isinstance(heads, str) else list(heads)
+    return tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
 
 
 def _wrap_timm(
@@ -128,11 +128,8 @@ def _wrap_timm(
     config entries that are filled in here, and a `model_args` that is not null.
     """
     data_config = resolve_data_config(source.data_options, timm_model.pretrained_cfg)
-    pretrained_cfg = {
-        **{k: v for k, v in timm_model.pretrained_cfg.items() if k in ("classifier", "first_conv")},
-        **{k: v for k, v in timm_model.pretrained_cfg.items() if k in ("fixed_input_size", "tag")},
-        **data_config,
-    }
+    kept = ("classifier", "first_conv", "fixed_input_size", "tag")
+    pretrained_cfg = {k: v for k, v in timm_model.pretrained_cfg.items() if k in kept} | data_config
     config = {
         "architecture": timm_model.pretrained_cfg["architecture"],
         "num_classes": len(label_names),

@@ -42,7 +42,7 @@ def build_transforms(
             resized crop; `crop_scale` is not used then.
         cutout: Side in pixels of a square that is blanked at the end (arXiv 1708.04552).
         squash: Resize whole images to a square, so that evaluation cuts nothing off. A resized crop
-            is then taken from that square: of the image its aspect ratio is another.
+            is then taken from that square, so its aspect ratio in the original image differs.
 
     Returns:
         The training transform (crop, flip, policy, cutout) and the evaluation transform (resize,

@@ -1,7 +1,6 @@
 """Loading of a weights file into a model, with a report of the tensors that fitted."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def _first(names: tuple[str, ...], most: int = 6) -> str:
     return f"{len(names)} ({shown})" if names else "none"
 
 
-def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> LoadReport:
+def fill_weights(model: nn.Module, weights: Path, *, head: tuple[str, ...]) -> LoadReport:
     """Copy the tensors of a safetensors file into a model, by name.
 
     A ViT's position embedding is resampled to the model's image size, as timm does.
@@ -64,13 +63,13 @@ def fill_weights(model: nn.Module, weights: Path, *, head: Sequence[str]) -> Loa
     _resample_positions(model, given)
     fitting = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
     for name in own.keys() & given.keys() - fitting.keys():
-        if not name.startswith(tuple(head)):
+        if not name.startswith(head):
             raise ValueError(
                 f"`--weights` {str(weights)!r} must fit the model, got {name} of shape "
                 f"{tuple(given[name].shape)} for {tuple(own[name].shape)}: check `--model`, "
                 "`--model_kwargs` and `--image_size`."
             )
-    if all(name.startswith(tuple(head)) for name in fitting):
+    if all(name.startswith(head) for name in fitting):
         raise ValueError(
             f"`--weights` {str(weights)!r} must have tensors of the backbone, got none of: "
             f"{', '.join(list(own)[:3])}, ...: check `--model`."

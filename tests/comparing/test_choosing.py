@@ -266,7 +266,7 @@ def test_what_others_end_is_seen_before_the_next_run(
 ) -> None:
     """So that the table of the first seed does not wait for those of all others."""
     words = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out"), "--seeds", "2"]
-    progress = compare.Progress(parse_plan(words))
+    of_plan = compare.Runs(parse_plan(words))
     runs = [({}, tmp_path / name) for name in ("theirs", "ours", "ours too")]
     ended: list[str] = []
 
@@ -275,8 +275,8 @@ def test_what_others_end_is_seen_before_the_next_run(
             raise FolderInUseError("theirs")
         ended.append(folder.name)
 
-    monkeypatch.setattr(progress, "run", run)
-    assert len(list(progress.finish(runs))) == 3
+    monkeypatch.setattr(of_plan, "run", run)
+    assert len(list(of_plan.finish(runs))) == 3
     assert ended == ["ours", "theirs", "ours too"]
 
 

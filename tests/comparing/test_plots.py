@@ -17,6 +17,7 @@ from hf_sam.comparing.plots import COLOURS, plot_comparison
 from hf_sam.diagnostics import RhoScan, plots
 from hf_sam.diagnostics.html import _about_rho
 from hf_sam.diagnostics.report import Report
+from hf_sam.diagnostics.styles import bar_style, line_style, mark_style
 
 COMPARISON = Comparison.read(CARDS / "cub200_first50-sgd.json")
 REPORT = Report.read(CARDS / "sharpness" / "cifar10-no_norm-seed0.json")
@@ -89,7 +90,7 @@ def test_eight_arms_have_colours_and_the_others_names(
         assert not overlapping(list(axes.texts))
 
 
-def test_more_models_than_colours_are_drawn_and_named() -> None:
+def test_more_models_than_colours_are_in_the_legend() -> None:
     names = [f"model{i}" for i in range(10)]
     history = [{"step": 1, "loss": 2.0, "sharpness": 0.1}, {"step": 2, "loss": 1.0}]
     line, scan = PORTRAIT.line, PORTRAIT.rho_scan
@@ -104,8 +105,24 @@ def test_more_models_than_colours_are_drawn_and_named() -> None:
     for figure in figures:
         axes = figure.axes[0]
         legend = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert set(names[:8]) <= set(legend) and not set(names[8:]) & set(legend)
-        assert set(names[8:]) == {text.get_text() for text in axes.texts}
+        assert set(names) <= set(legend)
+
+
+def test_models_of_one_colour_have_other_lines_markers_and_hatches() -> None:
+    every = range(16)
+    lines = [(style["color"], style["linestyle"]) for style in map(line_style, every)]
+    marks = [(style["color"], style["marker"]) for style in map(mark_style, every)]
+    bars = [(style["color"], style["hatch"]) for style in (bar_style(i, "") for i in every)]
+    for styles in (lines, marks, bars):
+        assert len(set(styles)) == len(every)
+
+
+def test_contours_of_losses_below_zero_are_refused() -> None:
+    surface = PORTRAIT.surface
+    assert surface
+    below = replace(surface, losses=-1.0 - surface.losses)
+    with pytest.raises(ValueError, match="contours need a loss above 0, got none"):
+        plots.plot_contours({"model": below})
 
 
 def surfaces() -> Iterator[Any]:

@@ -51,6 +51,10 @@ def test_bad_input_gets_one_message(
         "must be >= 1, got 0": [models[0], "--examples", "0"],
         "`m` must be from 1": [models[0], "--m", "0"],
         "`--m` must be from 1 to 16": [models[0], "--m", "4", "17"],
+        "the number of images, got 100000000000": [models[0], "--m", "100000000000"],
+        "exclude each other": [
+            *(models[0], "--data", "someone/images", "--eval-share=0.1", "--eval-split", "test")
+        ],
         "`top_k` must be": [models[0], "--top_k", "0"],
         "odd": [models[0], "--points", "4"],
         "`seed` must be": [models[0], "--seed", "-1"],
@@ -76,7 +80,7 @@ def test_a_damaged_run_folder_gets_one_message_before_anything_is_measured(
     damages: list[tuple[str, str | Path, str]] = [
         ("run.json", '{"command": "train', "is no whole JSON .*restore it, or remove it"),
         ("run.json", "[" * 100_000, "is nested more than 20 levels deep: restore it"),
-        ("run.json", "[1, 2]", "all of it must be an object, and is a list: restore it"),
+        ("run.json", "[1, 2]", "the content must be an object, and is a list: restore it"),
         ("run.json", '{"hyperparameters": [1]}', "hyperparameters must be an object"),
         ("run.json", '{"sam": "yes"}', "sam must be an object, and is text"),
         ("run.json", '{"command": 3}', "command must be text, and is a whole number"),
@@ -84,7 +88,11 @@ def test_a_damaged_run_folder_gets_one_message_before_anything_is_measured(
         ("run.json", loop, "cannot be read .*: restore it, or remove it"),
         ("run.json", tmp_path, r"cannot be read \(Is a directory\): restore it"),
         ("config.json", '{"architecture": ', "is no whole JSON .*: save the model to that folder"),
-        ("config.json", "7", "all of it must be an object, and is a whole number: save the model"),
+        (
+            "config.json",
+            "7",
+            "the content must be an object, and is a whole number: save the model",
+        ),
         ("README.md", "---\na: [\n---\n", "`--card` needs a model card with its metadata in YAML"),
         ("README.md", nowhere, "`--card` needs a model card to add to"),
     ]

@@ -35,7 +35,11 @@ def without_labels() -> list[dict[str, Tensor]]:
         (lambda: build("mlp"), [], "data loader without any"),
         (diverged, batches(24, 24), "needs a finite loss, got nan on batch 0"),
         (lambda: build("mlp"), without_labels(), "put `labels` into the batches"),
-        (lambda: build("mlp").to("meta"), batches(48), "on one device that computes, got meta"),
+        (
+            lambda: build("mlp").to("meta"),
+            batches(48),
+            "on one device, and not on `meta`, got meta",
+        ),
         (lambda: nn.Linear(6, 4, dtype=torch.complex64), batches(48), "real parameters"),
         (lambda: build("mlp"), [np.zeros((4, 6))], "a batch must hold tensors"),
         (lambda: build("mlp"), [torch.zeros(4, 6)], "a batch must be a mapping, or a pair"),

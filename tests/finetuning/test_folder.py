@@ -112,6 +112,7 @@ RIVALS = [
         lambda data, args: args.gradient_accumulation_steps == 2,
     ),
     ("max_steps: 7", "--learning_rate 3", lambda data, args: args.max_steps == 7),
+    ("max_steps: 7", "--run_name num_train_epochs", lambda data, args: args.max_steps == 7),
 ]
 
 

@@ -9,7 +9,7 @@ from images import message_of
 from hf_sam import SAMConfig
 from hf_sam.finetuning import finetune
 from hf_sam.finetuning.options import parse_options
-from hf_sam.finetuning.suggestions import alike, edits
+from hf_sam.finetuning.suggestions import alike
 from hf_sam.vision import TASKS
 
 TYPED = [
@@ -35,11 +35,6 @@ def test_the_option_that_is_meant(typed: str, meant: str) -> None:
 @pytest.mark.parametrize("typed", FAR)
 def test_nothing_absurd_is_suggested(typed: str) -> None:
     assert message_of([f"--{typed}=1"]) == f"hf-sam finetune: unknown option --{typed}: see --help."
-
-
-def test_edits_are_counted_as_by_hand() -> None:
-    cases = {("", "ab"): 2, ("ab", "ba"): 1, ("abc", "abd"): 1, ("kitten", "sitting"): 3}
-    assert {pair: edits(*pair) for pair in cases} == cases
 
 
 DATASETS = {"oxford_pet": ["oxford_pets"], "CIFAR10": ["cifar10"], "mnist": [], "svhn": []}

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import hf_sam.vision.data
 from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.comparing import compare
 from hf_sam.finetuning import finetune, loading
 from hf_sam.finetuning.options import parse_options
 from hf_sam.vision import TASKS
@@ -48,8 +49,8 @@ OPTIONS: list[tuple[str, str]] = [
     ("--model_kwargs [1]", "`model_kwargs` must be a JSON object"),
     ('--model_kwargs {"wings":2} --init_scratch --model resnet18', "timm cannot build `resnet18`"),
     ('--model_kwargs {"act_layer":"x"} --init_scratch --model resnet18', "build `resnet18` .* 'x'"),
-    ('--model_kwargs {"in_chans":1}', "`in_chans` of `model_kwargs` must be 3, got 1"),
-    ('--model_kwargs {"in_chans":"3"}', "`in_chans` of `model_kwargs` must be 3, got '3'"),
+    ('--model_kwargs {"in_chans":1}', "must take three channels .*, got 1"),
+    ('--model_kwargs {"in_chans":"3"}', "must take three channels .*, got '3'"),
     ("--mean 0.5", r"`mean` must be three values \(red, green, blue\), got \[0.5\]"),
     (
         "--mean 123.7 116.3 103.5",
@@ -146,6 +147,8 @@ def test_an_error_in_mid_training_keeps_its_traceback(
     argv = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(ValueError, match="a fault"):
         finetune.main(argv)
+    with pytest.raises(RuntimeError, match="base-seed0: training failed"):
+        compare.main([*argv, "--seeds", "1"])
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_label_that_training_does_not_have(tmp_path: Path) -> None:
         (
             [0, 1, -1, None],
             datasets.ClassLabel(names=["a", "b"]),
-            "training .*, got None: .* None is no label, or one below 0",
+            "training .*, got None: .* None stands for a missing or negative label",
         ),
         (["x", "x", "x", "x"], datasets.Value("string"), r"two classes or more, got \['x'\]"),
         ([[0], [1], [0], [1]], datasets.List(datasets.Value("int64")), "must hold one label an im"),

@@ -123,7 +123,7 @@ def test_commands_end_in_the_message(
     path.write_text(COMPARISON.read_text())
     (tmp_path / "sharpness").mkdir()
     (tmp_path / "sharpness" / "x-seed0.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"x-seed0\.json' does not hold what it must: all of it"):
+    with pytest.raises(SystemExit, match=r"x-seed0\.json' does not hold what it must: the content"):
         cards.main([str(path)])
     with pytest.raises(SystemExit, match=r"cards\.py: .*none\.json' cannot be read"):
         cards.main([str(tmp_path / "none.json")])

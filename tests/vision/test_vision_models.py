@@ -21,6 +21,7 @@ from transformers import (
 
 from hf_sam.finetuning import finetune
 from hf_sam.finetuning.options import parse_options
+from hf_sam.finetuning.resolved import image_size
 from hf_sam.vision import ModelSource, load_classifier
 
 
@@ -226,7 +227,7 @@ def test_a_saved_network_for_grey_images_is_refused(kind: str, tmp_path: Path) -
         (tmp_path / "config.json").write_text(json.dumps(config))
     else:
         ViTConfig(num_channels=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="`in_chans` of `model_kwargs` must be 3, got 1"):
+    with pytest.raises(ValueError, match="must take three channels .*, got 1"):
         load_classifier(ModelSource(str(tmp_path), init_scratch=True), LABEL_NAMES)
 
 
@@ -257,3 +258,16 @@ def test_frozen_batch_norm_keeps_its_statistics(data: Path, tmp_path: Path) -> N
     affine = [name.replace("running_mean", "weight") for name in before if "running_mean" in name]
     assert all(torch.equal(before[name], after[name]) for name in statistics)
     assert any(not torch.equal(before[name], after[name]) for name in affine)
+
+
+def test_a_folder_with_a_name_of_timms_is_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that `--print_config` prints repeats the run, whose size only the folder knows."""
+    monkeypatch.chdir(tmp_path)
+    assert ModelSource("timm/resnet18").timm_name == "resnet18"
+    assert image_size(ModelSource("resnet18")) == 224
+    for name in ("resnet18", "resnet18.mine"):
+        Path(name).mkdir()
+        assert ModelSource(name).timm_name is None
+        assert image_size(ModelSource(name)) is None
