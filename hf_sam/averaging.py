@@ -1,5 +1,6 @@
 """Puts the average of a Trainer's weights in their place: to evaluate, to save, at the end."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ class AverageMixin(AnyTrainer):
     """
 
     _average: WeightAverage | None = None
+    _at_w: Callable[[], AbstractContextManager[None]] = nullcontext  # puts w in place in a pass
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class in which the Trainer's methods would come before those of hf_sam."""
@@ -69,9 +71,12 @@ class AverageMixin(AnyTrainer):
             return super().predict(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the average if there is one; in a checkpoint, beside the weights."""
+        """Save the average if there is one, in a checkpoint beside the weights.
+
+        The weights are w also where the handler of a signal saves in the midst of a perturbed pass.
+        """
         is_checkpoint = _internal_call and output_dir is not None
-        with nullcontext() if is_checkpoint else self._averaged():
+        with self._at_w(), nullcontext() if is_checkpoint else self._averaged():
             super().save_model(output_dir, _internal_call)
         if is_checkpoint and self._average is not None:
             self._average.save(str(output_dir), writes=self.args.should_save)

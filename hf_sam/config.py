@@ -1,8 +1,9 @@
 """SAM's settings: the fields of the training arguments, their help and their validation."""
 
+import copy
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -163,6 +164,18 @@ class SAMArguments:
         """Leave out `hub_token`: checkpoints contain the pickled arguments, and may be pushed."""
         return {name: value for name, value in self.__dict__.items() if name != "hub_token"}
 
+    def __copy__(self) -> Self:
+        """Copy all fields, `hub_token` too."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy all fields and what they hold."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
     def require_valid_fields(self) -> None:
         """Raise a ValueError for the first invalid field.
 
@@ -175,8 +188,7 @@ class SAMArguments:
         for name in NUMBERS:
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            is_unset = name == "max_overhead" and value is None
-            if not (is_number or is_unset):
+            if not (is_number or (name == "max_overhead" and value is None)):
                 raise ValueError(f"`{name}` must be a number, got {value!r}: write it as a float.")
         for name in ("adaptive", "replay_rng", "allow_rounded_perturbation"):
             value = getattr(self, name)

@@ -58,6 +58,7 @@ class SAMMixin(AverageMixin):
     _overhead, _parts_cache, _watch = Overhead(torch.device("cpu")), PartsCache(), Watch()
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
+    _resumed_from: str | None = None  # the checkpoint, while `train` runs
     _is_supported = False
     _is_called: bool | None = None  # `training_step`, since the first window was fetched
     current_gradient_accumulation_steps = 1  # until the Trainer fetches a window
@@ -133,11 +134,10 @@ class SAMMixin(AverageMixin):
             require_called(self, SAMMixin, is_called=self._is_called)
         finally:  # a window may have been left unfinished
             self._window = self._last_inputs = None
-            self._ascent.memory, self._parts_cache = {}, PartsCache()
+            self._ascent.memory, self._parts_cache, self._resumed_from = {}, PartsCache(), None
         if self.sam_arguments.rho > 0:
             allowed = self.sam_arguments.max_overhead if self.ascent_schedule.fraction < 1 else None
-            took = self._overhead.of(output.metrics["train_runtime"], allowed=allowed)
-            self.train_overhead = output.metrics["train_overhead"] = took
+            self.train_overhead = self._overhead.noted_in(output, allowed=allowed)
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -166,6 +166,7 @@ class SAMMixin(AverageMixin):
         """Check, once backend and then model are known, that SAM can train them."""
         self._step_log, self._window, self._is_supported = StepLog(), None, False
         self._is_called = self.train_overhead = None
+        self._resumed_from = resume_from_checkpoint
         # until the model is known, and for rho = 0
         self._ascent, self.ascent_schedule = Ascent(SAMArguments()), AscentSchedule()
         self.sam_arguments.require_valid_fields()
@@ -176,8 +177,6 @@ class SAMMixin(AverageMixin):
         )
         if self.sam_arguments.rho > 0:
             self._check_model(model)
-            parts = self._parts_cache.parts_of(model, self)
-            load_memory(self._ascent, resume_from_checkpoint, parts.params)
         return model, train_dataloader
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -192,6 +191,7 @@ class SAMMixin(AverageMixin):
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator, parts.engine)
         self.ascent_schedule = planned_schedule(self, self.sam_arguments, parts)
+        load_memory(self._ascent, self._resumed_from, parts.params)
         self._is_supported = True
 
     @property
@@ -247,12 +247,12 @@ class SAMMixin(AverageMixin):
 
     def _only_pass(self, model: nn.Module, parts: Parts, micro_batch: MicroBatch) -> Tensor:
         """Make the pass at w + epsilon where epsilon is known without a clean pass."""
-        weights, optimizer = parts.weights, base_optimizer(self)
-        state = {} if optimizer is None else optimizer.state
-        perturbation = self._ascent.from_memory(weights, state, rho=self._rho)
-        with parts.engine.perturbed(weights, perturbation), self._overhead.plain_pass():
+        weights = parts.weights
+        perturbation = self._ascent.from_memory(weights, base_optimizer(self), rho=self._rho)
+        with parts.engine.perturbed(weights, perturbation) as self._at_w:
             del perturbation
-            return self._pass(model, parts, micro_batch, reduced=True)
+            with self._overhead.plain_pass():
+                return self._pass(model, parts, micro_batch, reduced=True)
 
     def _descend_from_perturbed(self, model: nn.Module, parts: Parts, window: Window) -> None:
         """Add to `p.grad` the gradients at w + epsilon of the micro-batches that share epsilon."""
@@ -266,7 +266,7 @@ class SAMMixin(AverageMixin):
         window.kept_clean_grad = self._ascent.kept(clean_grad)
         perturbation, norm = self._ascent.from_clean_grad(weights, clean_grad, rho=rho, scale=scale)
         losses = []
-        with engine.perturbed(weights, perturbation):
+        with engine.perturbed(weights, perturbation) as self._at_w:
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
             engine.before_perturbed_passes()
             for i, (micro_batch, start) in enumerate(group, start=1):

@@ -6,8 +6,8 @@ weights, g the gradient at w, T ASAM's scaling, p the norm that bounds epsilon a
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -141,7 +141,9 @@ def compute_perturbation(
 
 
 @contextmanager
-def perturbed(params: Iterable[Tensor], perturbation: Iterable[Tensor | None]) -> Iterator[None]:
+def perturbed(
+    params: Iterable[Tensor], perturbation: Iterable[Tensor | None]
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Context manager that sets the parameters to w + epsilon, and back to w on exit, bit for bit.
 
     The weights are restored by copying, also after an exception or if epsilon is not finite:
@@ -154,24 +156,40 @@ def perturbed(params: Iterable[Tensor], perturbation: Iterable[Tensor | None]) -
             if the caller keeps none either, its memory is free while the block runs.
 
     Yields:
-        Nothing. Memory: one copy of the perturbed parameters.
+        A function whose context manager has w in place while its block runs, for whoever saves the
+        weights in the midst of a pass (a handler of a signal). Memory: one copy of the perturbed
+        parameters.
     """
     pairs = zip(params, perturbation, strict=True)
     moving = [(param, epsilon) for param, epsilon in pairs if epsilon is not None]
     with torch.no_grad():
         weights = [local(param) for param, _ in moving]
         saved = [weight.clone() for weight in weights]
+
+    @contextmanager
+    def at_w() -> Iterator[None]:
+        moved = [weight.data for weight in weights]
+        try:
+            for weight, own in zip(weights, saved, strict=True):
+                weight.data = own  # no write, which the backward pass to come would refuse
+            yield
+        finally:
+            for weight, values in zip(weights, moved, strict=True):
+                weight.data = values
+
     try:
         with torch.no_grad():
             if weights:
                 torch._foreach_add_(weights, [local(epsilon) for _, epsilon in moving])
         torch.clear_autocast_cache()
         del pairs, moving, perturbation
-        yield
+        yield at_w
     finally:
         with torch.no_grad():
             if weights:
                 torch._foreach_copy_(weights, saved)
+        weights.clear()
+        saved.clear()
         torch.clear_autocast_cache()
 
 

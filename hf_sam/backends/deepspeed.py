@@ -1,8 +1,8 @@
 """DeepSpeed: its engine accumulates, reduces, clips and steps; ZeRO gives each rank its shards."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, cast
 
@@ -228,14 +228,19 @@ class Zero(DeepSpeed):
         return float(self._optimizer.loss_scale if scaler is None else scaler.get_scale())
 
     @contextmanager
-    def perturbed(self, weights: Weights, perturbation: Iterable[Tensor | None]) -> Iterator[None]:
-        """Have all ranks pass at w + epsilon, rounded once to the dtype of the passes."""
+    def perturbed(
+        self, weights: Weights, perturbation: Iterable[Tensor | None]
+    ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+        """Have all ranks pass at w + epsilon, rounded once to the dtype of the passes.
+
+        There is no way back to w in the midst of a pass, which all ranks would have to take.
+        """
         pairs = zip(self._fragments.values(), perturbation, strict=True)
         moves = [(fragment, local(epsilon)) for fragment, epsilon in pairs if epsilon is not None]
         del pairs, perturbation
         torch.clear_autocast_cache()
         with self._stage.moved(moves):
-            yield
+            yield nullcontext
 
     @contextmanager
     def descent_gradients(self, weights: Weights) -> Iterator[None]:

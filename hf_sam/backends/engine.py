@@ -1,7 +1,7 @@
 """The questions that SAM asks of the engine that trains a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
@@ -119,8 +119,8 @@ class Engine(ABC):
 
     def perturbed(
         self, weights: Weights, perturbation: Iterable[Tensor | None]
-    ) -> AbstractContextManager[None]:
-        """Move w to w + epsilon in the block, and put w back bit for bit."""
+    ) -> AbstractContextManager[Callable[[], AbstractContextManager[None]]]:
+        """Move w to w + epsilon in the block, and put w back bit for bit; as `perturbed` does."""
         return perturbed(weights.values(), perturbation)
 
     def before_perturbed_passes(self) -> None:

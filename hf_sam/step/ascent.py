@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers.utils import logging
 
 from ..ascent.fidelity import is_low_precision, perturbation_fidelity
@@ -110,17 +110,18 @@ class Ascent:
         return perturbation, norm
 
     def from_memory(
-        self, params: Params, state: Mapping[Any, Any], *, rho: float
+        self, params: Params, optimizer: Optimizer | None, *, rho: float
     ) -> list[Tensor | None]:
         """Return the perturbation of a method without a clean pass; all None where rho is 0.
 
         Args:
             params: The trainable parameters by name.
-            state: The base optimizer's state, by parameter.
+            optimizer: The base optimizer, whose state some methods read.
             rho: The radius at this step.
         """
         if rho == 0:
             return [None] * len(params)
+        state = {} if optimizer is None else optimizer.state
         known = self.method.known_direction(params, state, self.memory)
         perturbation = self._along(params, self._of_moved(params, known), rho)
         self._note_fidelity(params, perturbation)

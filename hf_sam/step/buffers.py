@@ -1,14 +1,20 @@
-"""Snapshots of modules' buffers, such as running statistics, and restoring them."""
+"""Snapshots of modules' buffers, such as running statistics, and of the attributes beside them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .holders import OWN_OF_MODULES
+
 # torch's kernels change these without increasing the tensor's version counter.
 UNCOUNTED = frozenset({"running_mean", "running_var"})
+
+# Packages whose modules keep no state of a pass but in buffers, and count their own passes.
+LIBRARIES = ("torch.", "deepspeed.")
 
 # Buffers of at least this many entries are worth watching for changes instead of copying.
 LARGE = 2**16
@@ -21,7 +27,8 @@ def running_stats_kept(model: nn.Module) -> Iterator[None]:
     """Context manager that restores running statistics, and all other buffers, on exit.
 
     All buffers, because a second pass also corrupts batch counts, spectral norms and moving
-    codebooks. Setting a momentum to 0 instead would still count batches, and one overflow would
+    codebooks, and the attributes of their modules that it binds anew, as the length of a cache that
+    is a buffer. Setting a momentum to 0 instead would still count batches, and one overflow would
     turn a running mean into NaN.
 
     Args:
@@ -53,11 +60,16 @@ class Snapshot:
     """All buffers at one moment; snapshots share the copies of buffers that have not changed."""
 
     bound: dict[int, tuple[Bound, Bound]]  # by id: a module's dictionary of buffers, its entries
+    beside: list[tuple[nn.Module, bool, dict[str, Any]]]  # has it buffers; attributes, not copied
     copies: dict[int, _Copy]  # by the buffer's id
 
 
 class Buffers:
-    """Takes and restores snapshots of the buffers of some modules.
+    """Takes and restores snapshots of modules' buffers, and of the attributes beside them.
+
+    A plain attribute of a module with buffers may say what they hold, as how far a table is filled,
+    so these are bound again to what they were bound to. What is changed within a list, or in a
+    tensor that is no buffer, stays changed.
 
     Until `look` has seen a pass, every snapshot copies all buffers. After that, large buffers that
     the pass did not change (a mask, a table of positions) are copied again only if their version
@@ -70,6 +82,8 @@ class Buffers:
         Args:
             modules: All modules, as each gives its own buffers only.
         """
+        modules = list(modules)
+        self._modules = [module for module in modules if may_be_bound_again(module)]
         own = (module._buffers for module in modules)  # TorchScript's cannot be bound anew
         self._owners: list[Bound] = [b if isinstance(b, dict) else dict(b.items()) for b in own]
         self._now: dict[int, _Copy] = {}  # by id: the copies made or restored last
@@ -101,11 +115,18 @@ class Buffers:
         if made:
             torch._foreach_copy_([copy.values for copy in made], [copy.buffer for copy in made])
         self._now = copies
-        return Snapshot(bound, copies)
+        beside = [(m, bool(m._buffers), _plain(vars(m))) for m in self._modules]
+        return Snapshot(bound, beside, copies)
 
     @torch.no_grad()
     def put_back(self, snapshot: Snapshot) -> None:
         """Restore a snapshot, both the tensors and their values; works any number of times."""
+        for module, had_buffers, entries in snapshot.beside:
+            attributes = vars(module)
+            if had_buffers or module._buffers:  # which a pass may have registered
+                for name in _plain(attributes).keys() - entries.keys():
+                    del attributes[name]
+                attributes.update(entries)
         for own in self._owners:
             if own and id(own) not in snapshot.bound:
                 own.clear()
@@ -118,8 +139,12 @@ class Buffers:
         for copy in changed:
             if copy.buffer.shape != copy.values.shape:
                 copy.buffer.resize_(copy.values.shape)
-        if changed:
-            torch._foreach_copy_([c.buffer for c in changed], [c.values for c in changed])
+        usual = [copy for copy in changed if not copy.buffer.is_conj()]
+        if usual:
+            torch._foreach_copy_([c.buffer for c in usual], [c.values for c in usual])
+        for copy in changed:
+            if copy.buffer.is_conj():  # which the function above refuses
+                copy.buffer.copy_(copy.values)
         for copy in copies:
             copy.version = copy.buffer._version
         self._now = snapshot.copies
@@ -144,13 +169,30 @@ class Buffers:
         return self._still.get(id(copy.buffer)) is copy.buffer and copy.is_of_now
 
 
+def may_be_bound_again(module: nn.Module) -> bool:
+    """Whether a module may keep attributes that belong to its buffers."""
+    return not type(module).__module__.startswith(LIBRARIES)
+
+
+def is_bound_again(holder: object) -> bool:
+    """Whether the attributes of an object are bound again with the buffers that it has."""
+    if not isinstance(holder, nn.Module):
+        return False
+    return bool(holder._buffers) and may_be_bound_again(holder)
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name not in OWN_OF_MODULES}
+
+
 def _is_same(copy: _Copy) -> bool:
     """Whether a buffer on the host has the values of its copy; it may be a file for reading only.
 
     On a device a comparison would synchronise, where a copy does not.
     """
     buffer, values = copy.buffer, copy.values
-    is_cheap = buffer.device.type == "cpu" and buffer.layout == torch.strided
+    is_strided = buffer.layout == torch.strided and not buffer.is_quantized
+    is_cheap = buffer.device.type == "cpu" and is_strided
     return (
         is_cheap
         and buffer.shape == values.shape
@@ -160,7 +202,7 @@ def _is_same(copy: _Copy) -> bool:
 
 def _bytes_of(tensor: Tensor) -> Tensor:
     """Return a tensor's bytes, by which nan is itself and -0 is not 0."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _is_writable(buffer: Tensor) -> bool:

@@ -111,6 +111,7 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
     if optimizer is not None:  # there is none in a training step outside of `train()`
         require_descent_only(optimizer)
         method.require_optimizer(optimizer)
+    _warn_of_untrained(parts, optimizer)
     _check_outside(sam, parts, ranks)
     if is_global:
         require_one_perturbation(
@@ -120,6 +121,18 @@ def check_model(trainer: Trainer, sam: SAMArguments, model: nn.Module, parts: Pa
         raise ValueError(
             f"SparseAdam must find sparse gradients, got {sam.method}, which makes them dense: use "
             "another optimizer, or the method sam."
+        )
+
+
+def _warn_of_untrained(parts: Parts, optimizer: torch.optim.Optimizer | None) -> None:
+    """Warn of parameters with `requires_grad` that the optimizer leaves alone."""
+    held = set() if optimizer is None else set(map(id, parts.engine.optimized(optimizer)))
+    left = [name for name, param in parts.trainable.items() if id(param) not in held]
+    if held and left:
+        logger.warning(
+            f"The optimizer holds {len(parts.trainable) - len(left)} of the {len(parts.trainable)} "
+            f"parameters with `requires_grad`, and not `{left[0]}`: SAM perturbs all of them. Set "
+            "`requires_grad=False` for those that are not to be trained."
         )
 
 

@@ -53,7 +53,10 @@ class Counted:
 
     def copied(self) -> Values:
         """Return copies of the attributes' current values."""
-        return {place: (owner, self._copy(x)) for place, (owner, x) in self.now().items()}
+        return {
+            (key, name): (owner, self._copied(owner, name, value))
+            for (key, name), (owner, value) in self.now().items()
+        }
 
     def put(self, values: Values) -> None:
         """Set the attributes to these values, and delete those that are not among them."""
@@ -72,6 +75,17 @@ class Counted:
             yield
         finally:
             self.put(own)
+
+    def _copied(self, owner: Any, name: str, value: Any) -> Any:
+        try:
+            return self._copy(value)
+        except TypeError as error:  # as of locks, files
+            if name in COUNTED_ONCE:  # something else that is called so
+                return value
+            raise ValueError(
+                f"`counted_once` must name what can be copied, got `{name}` of "
+                f"{type(owner).__name__} ({error}): name the counters in it, or leave it out."
+            ) from error
 
     def _copy(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not value.is_leaf:  # which deepcopy refuses

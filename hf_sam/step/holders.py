@@ -151,7 +151,7 @@ def _inner(value: Any) -> dict[str, Any]:
     if isinstance(value, types.FunctionType):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         closed_over = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
-        closed_over |= _global_generators(value)
+        closed_over |= _globals_with_state(value)
         return closed_over | _inner(value.__defaults__ or ()) | (value.__kwdefaults__ or {})
     is_searched = _is_users(type(value)) or isinstance(value, BAGS)
     return attributes(value) if is_searched and not isinstance(value, type) else {}
@@ -170,11 +170,11 @@ def _hooks_of(module: nn.Module) -> dict[str, Any]:
     return {name: list(getattr(module, name, {}).values()) for name in HOOKS}
 
 
-def _global_generators(function: types.FunctionType) -> dict[str, Any]:
-    """Return the generators that a function names and its file holds, as notebooks do."""
+def _globals_with_state(function: types.FunctionType) -> dict[str, Any]:
+    """Return the modules and generators that a function names and its file holds (notebooks)."""
     names = _names_in(function.__code__) & function.__globals__.keys()
     found = {name: function.__globals__[name] for name in names}
-    return {name: value for name, value in found.items() if is_generator(value)}
+    return {n: x for n, x in found.items() if isinstance(x, nn.Module) or is_generator(x)}
 
 
 def _names_in(code: types.CodeType) -> set[str]:

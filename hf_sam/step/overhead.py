@@ -40,6 +40,20 @@ class Overhead:
         """Context manager that subtracts the time of the block: the pass of any Trainer."""
         yield from self._count(-1)
 
+    def noted_in(self, output: Any, *, allowed: float | None) -> float | None:
+        """Note a run's overhead in its metrics as `train_overhead`, and return it.
+
+        Args:
+            output: What `train` has returned; None, and nothing is noted, of a class that returns
+                nothing.
+            allowed: As for `of`.
+        """
+        metrics = getattr(output, "metrics", {})
+        if "train_runtime" not in metrics:
+            return None
+        metrics["train_overhead"] = self.of(metrics["train_runtime"], allowed=allowed)
+        return metrics["train_overhead"]
+
     def of(self, runtime: float, *, allowed: float | None = None) -> float:
         """Return a run's time divided by its time without SAM's part; synchronises.
 

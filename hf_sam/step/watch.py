@@ -1,5 +1,6 @@
 """Checks that a pass changes no parameter, and warns of attributes that each pass changes."""
 
+import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Reversible
 from contextlib import contextmanager
 from itertools import count, islice
@@ -13,14 +14,16 @@ from torch.nn.parameter import is_lazy
 from transformers.utils import logging
 
 from ..ascent.shards import local
+from .buffers import is_bound_again
 from .counted import counted_by
-from .holders import MOST, Holders, entries
+from .holders import MOST, Holders
 from .parts import Parts
 from .positions import Position, is_position_known, position_of
 from .replay import is_generator
 
 logger = logging.get_logger(__name__)
 DEPTH = 3  # levels of nested containers that are compared
+PLAIN = (types.NoneType, bool, int, float, complex, str, bytes)
 Marks = list[list[Any]]  # names of parameters, and what changes when one is written to
 
 
@@ -190,17 +193,21 @@ def _state(holders: Holders, counted_once: frozenset[str]) -> dict[tuple[str, st
         counted = counted_once.union(counted_by(holder))
         place = "the trainer" if name == "trainer" else f"`{name}`" if name else "the model"
         for attribute in own.keys() - counted:
-            state[place, attribute] = _comparable(own[attribute], known, DEPTH)
+            value = own[attribute]
+            if not (isinstance(value, PLAIN) and is_bound_again(holder)):
+                state[place, attribute] = _comparable(value, known, DEPTH)
     return state
 
 
 def _comparable(value: Any, known: set[int], depth: int) -> Any:
     """Return a value in comparable form; None if it is no state or is compared elsewhere."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+    if isinstance(value, PLAIN):
         return repr(value)
     if isinstance(value, Tensor):
         is_output = value.requires_grad  # an output of the last pass, or a parameter
         return None if is_output else _numbers(local(value))
+    if isinstance(value, np.memmap):
+        return None
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.shape, crc32(np.ascontiguousarray(value).data)
     if isinstance(value, count):
@@ -209,12 +216,19 @@ def _comparable(value: Any, known: set[int], depth: int) -> Any:
         return position_of(value)
     if id(value) in known or depth == 0 or isinstance(value, nn.Module) or is_generator(value):
         return None
-    if isinstance(value, Mapping):
-        value = [item for pair in entries(value) for item in pair]
     if isinstance(value, Collection) and not isinstance(value, type):
-        some = [
-            *islice(value, MOST),
-            *(islice(reversed(value), MOST) if isinstance(value, Reversible) else ()),
-        ]
-        return len(value), [_comparable(item, known, depth - 1) for item in some]
+        return [_comparable(item, known, depth - 1) for item in _some_of(value)]
     return None
+
+
+def _some_of(value: Collection[Any]) -> list[Any]:
+    """Return the length and the first and last items of a collection; none if it refuses them."""
+    try:
+        some = list(islice(value, MOST))
+        if isinstance(value, Reversible):
+            some += islice(reversed(value), MOST)
+        if isinstance(value, Mapping):
+            some = [item for key in some for item in (key, value[key])]
+        return [len(value), *some]
+    except Exception:  # a user's own may compute its entries, or be closed
+        return []

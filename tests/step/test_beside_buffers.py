@@ -1,0 +1,92 @@
+"""Attributes that say what a module's buffers hold are put back with them; odd buffers train."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import build, make_trainer
+from torch import Tensor, nn
+
+from hf_sam.step.buffers import Buffers
+
+WHOLE = torch.linspace(0.5, 1.5, 64, dtype=torch.float64)
+
+
+class Filled(nn.Module):
+    """A table as a buffer, which passes fill as far as they need it, and its length beside it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.length = kind, None if kind == "registered" else 0
+        if kind != "registered":
+            self.register_buffer("table", torch.zeros_like(WHOLE), persistent=False)
+        if kind == "filled before":
+            self(len(WHOLE))
+
+    def forward(self, rows: int) -> Tensor:
+        if self.length is None or rows > self.length:
+            if self.kind == "registered":
+                self.register_buffer("table", WHOLE[:rows].clone(), persistent=False)
+            else:
+                self.table[:rows] = WHOLE[:rows]
+            self.length = rows
+        return self.table[:rows]
+
+
+class Scaled(nn.Module):
+    """Examples scaled by a part of the table; each step needs more of it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body, self.filled, self.calls = build("mlp"), Filled(kind), 0
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        self.calls += 1
+        rows = 8 * ((self.calls + 1) // 2)
+        return self.body(x * self.filled(rows)[-8:].unsqueeze(1), labels)
+
+
+def weights_of(kind: str, folder: Path) -> Tensor:
+    model = Scaled(kind)
+    make_trainer(model, folder, max_steps=4).train()
+    assert model.calls == 8
+    return torch.cat([param.detach().flatten() for param in model.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["written", "registered"])
+def test_both_passes_find_the_table_as_long(kind: str, tmp_path: Path) -> None:
+    """A table that is put back beside a length that is not would be read where it is empty."""
+    assert torch.equal(weights_of(kind, tmp_path), weights_of("filled before", tmp_path))
+
+
+def test_the_length_is_as_before_after_an_exception(tmp_path: Path) -> None:
+    model = Scaled("written")
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    model.body.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        make_trainer(model, tmp_path).train()
+    assert model.filled.length == 0 and not model.filled.table.any()
+
+
+def test_a_length_that_is_put_back_is_not_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(Scaled("written"), tmp_path, max_steps=1).train()
+    assert "`length`" not in caplog.text and "`calls`" in caplog.text  # which has no buffer beside
+
+
+@pytest.mark.parametrize("kind", ["quantised", "conjugate"])
+def test_buffers_whose_bytes_cannot_be_viewed(kind: str) -> None:
+    layer = nn.Linear(2, 2)
+    if kind == "quantised":
+        layer.register_buffer("b", torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8))
+    else:
+        layer.register_buffer("b", torch.ones(4, dtype=torch.complex64).conj())
+    before = layer.b.dequantize() if kind == "quantised" else layer.b.clone()
+    with Buffers(layer.modules()).kept():
+        layer.b.copy_(2 * before)
+    assert torch.equal(layer.b.dequantize() if kind == "quantised" else layer.b, before)
