@@ -1,6 +1,5 @@
 """Puts the average of a Trainer's weights in their place: to evaluate, to save, at the end."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
+from .ascent.perturbation import Saved, at_w
 from .average_rule import rule_of
 from .backends import engine_of
 from .config import SAMArguments
@@ -36,7 +36,11 @@ class AverageMixin(AnyTrainer):
     """
 
     _average: WeightAverage | None = None
-    _at_w: Callable[[], AbstractContextManager[None]] = nullcontext  # puts w in place in a pass
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Construct as the other classes do."""
+        self._saved_w: Saved = []  # where weights are perturbed: what they were
+        super().__init__(*args, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class in which the Trainer's methods would come before those of hf_sam."""
@@ -73,10 +77,11 @@ class AverageMixin(AnyTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the average if there is one, in a checkpoint beside the weights.
 
-        The weights are w also where the handler of a signal saves in the midst of a perturbed pass.
+        The weights are w also where the handler of a signal saves in the midst of a perturbed pass,
+        except under DeepSpeed.
         """
         is_checkpoint = _internal_call and output_dir is not None
-        with self._at_w(), nullcontext() if is_checkpoint else self._averaged():
+        with at_w(self._saved_w), nullcontext() if is_checkpoint else self._averaged():
             super().save_model(output_dir, _internal_call)
         if is_checkpoint and self._average is not None:
             self._average.save(str(output_dir), writes=self.args.should_save)

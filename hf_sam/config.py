@@ -172,8 +172,8 @@ class SAMArguments:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy all fields and what they hold."""
-        copied = object.__new__(type(self))
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        memo[id(self)] = copied = copy.copy(self)
+        vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
 
     def require_valid_fields(self) -> None:

@@ -249,7 +249,7 @@ class SAMMixin(AverageMixin):
         """Make the pass at w + epsilon where epsilon is known without a clean pass."""
         weights = parts.weights
         perturbation = self._ascent.from_memory(weights, base_optimizer(self), rho=self._rho)
-        with parts.engine.perturbed(weights, perturbation) as self._at_w:
+        with parts.engine.perturbed(weights, perturbation, saved=self._saved_w):
             del perturbation
             with self._overhead.plain_pass():
                 return self._pass(model, parts, micro_batch, reduced=True)
@@ -266,7 +266,7 @@ class SAMMixin(AverageMixin):
         window.kept_clean_grad = self._ascent.kept(clean_grad)
         perturbation, norm = self._ascent.from_clean_grad(weights, clean_grad, rho=rho, scale=scale)
         losses = []
-        with engine.perturbed(weights, perturbation) as self._at_w:
+        with engine.perturbed(weights, perturbation, saved=self._saved_w):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
             engine.before_perturbed_passes()
             for i, (micro_batch, start) in enumerate(group, start=1):

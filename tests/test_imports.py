@@ -19,7 +19,7 @@ ROOMS = {
     "step": "ascent average_rule config backends",
     "reporting": "ascent config",
     "metrics": "",
-    "averaging": "average_rule config backends step",
+    "averaging": "ascent average_rule config backends step",
     "trainer": "ascent averaging config backends step reporting",
     "vision": "step",  # the draws of `step/replay.py`
     "diagnostics": "ascent step reporting vision",

@@ -6,14 +6,17 @@ weights, g the gradient at w, T ASAM's scaling, p the norm that bounds epsilon a
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from .shards import local
 from .vectors import NORM_FLOOR, as_dense, gradient_norm, multiply
+
+Saved = list[tuple[Tensor, Tensor]]  # perturbed parameters, each with its w
 
 
 def require_valid_ascent(*, rho: float, eta: float, perturbation_norm: float) -> None:
@@ -142,8 +145,11 @@ def compute_perturbation(
 
 @contextmanager
 def perturbed(
-    params: Iterable[Tensor], perturbation: Iterable[Tensor | None]
-) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    params: Iterable[Tensor],
+    perturbation: Iterable[Tensor | None],
+    *,
+    saved: Saved | None = None,
+) -> Iterator[None]:
     """Context manager that sets the parameters to w + epsilon, and back to w on exit, bit for bit.
 
     The weights are restored by copying, also after an exception or if epsilon is not finite:
@@ -154,43 +160,55 @@ def perturbed(
         params: The parameters to perturb; those without a perturbation are not touched.
         perturbation: One tensor for each parameter, of its shape, or None. No reference is kept:
             if the caller keeps none either, its memory is free while the block runs.
+        saved: A list that has the perturbed parameters and their w while they are moved, for
+            `at_w`.
 
     Yields:
-        A function whose context manager has w in place while its block runs, for whoever saves the
-        weights in the midst of a pass (a handler of a signal). Memory: one copy of the perturbed
-        parameters.
+        Nothing. Memory: one copy of the perturbed parameters.
     """
     pairs = zip(params, perturbation, strict=True)
     moving = [(param, epsilon) for param, epsilon in pairs if epsilon is not None]
+    saved = [] if saved is None else saved
     with torch.no_grad():
         weights = [local(param) for param, _ in moving]
-        saved = [weight.clone() for weight in weights]
-
-    @contextmanager
-    def at_w() -> Iterator[None]:
-        moved = [weight.data for weight in weights]
-        try:
-            for weight, own in zip(weights, saved, strict=True):
-                weight.data = own  # no write, which the backward pass to come would refuse
-            yield
-        finally:
-            for weight, values in zip(weights, moved, strict=True):
-                weight.data = values
-
+        saved.extend([(weight, weight.clone()) for weight in weights])
     try:
         with torch.no_grad():
             if weights:
                 torch._foreach_add_(weights, [local(epsilon) for _, epsilon in moving])
         torch.clear_autocast_cache()
         del pairs, moving, perturbation
-        yield at_w
+        yield
     finally:
         with torch.no_grad():
             if weights:
-                torch._foreach_copy_(weights, saved)
-        weights.clear()
+                torch._foreach_copy_(weights, [own for _, own in saved])
         saved.clear()
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def at_w(saved: Saved) -> Iterator[None]:
+    """Context manager that has w in place in the midst of a pass, as the handler of a signal needs.
+
+    Args:
+        saved: What `perturbed` has filled; empty where nothing is moved.
+
+    Yields:
+        Nothing. The pass goes on at w + epsilon afterwards, as no value is overwritten.
+    """
+    pairs = list(saved)
+    weights = tuple(weight for weight, _ in pairs)
+    moved = [weight.data for weight in weights]
+    # torch has no public way to say that a tensor has its values again
+    with _unsafe_preserve_version_counter(weights):
+        try:
+            for weight, own in pairs:
+                weight.data = own
+            yield
+        finally:
+            for weight, values in zip(weights, moved, strict=True):
+                weight.data = values
 
 
 def _dual_step(vectors: list[Tensor], rho: float, p: float, l2_norm: Tensor | None) -> None:

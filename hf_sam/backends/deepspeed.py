@@ -1,8 +1,8 @@
 """DeepSpeed: its engine accumulates, reduces, clips and steps; ZeRO gives each rank its shards."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from ..ascent.perturbation import gradients_set_aside
+from ..ascent.perturbation import Saved, gradients_set_aside
 from ..ascent.shards import local
 from .engine import Engine, Weights
 from .rules import REMEDY, perturbations
@@ -229,18 +229,18 @@ class Zero(DeepSpeed):
 
     @contextmanager
     def perturbed(
-        self, weights: Weights, perturbation: Iterable[Tensor | None]
-    ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+        self, weights: Weights, perturbation: Iterable[Tensor | None], *, saved: Saved
+    ) -> Iterator[None]:
         """Have all ranks pass at w + epsilon, rounded once to the dtype of the passes.
 
-        There is no way back to w in the midst of a pass, which all ranks would have to take.
+        `saved` stays empty: all ranks would have to go back to w together.
         """
         pairs = zip(self._fragments.values(), perturbation, strict=True)
         moves = [(fragment, local(epsilon)) for fragment, epsilon in pairs if epsilon is not None]
         del pairs, perturbation
         torch.clear_autocast_cache()
         with self._stage.moved(moves):
-            yield nullcontext
+            yield
 
     @contextmanager
     def descent_gradients(self, weights: Weights) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The questions that SAM asks of the engine that trains a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
@@ -9,7 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..ascent.perturbation import gradients_set_aside, perturbed, put_gradients, take_gradients
+from ..ascent.perturbation import (
+    Saved,
+    gradients_set_aside,
+    perturbed,
+    put_gradients,
+    take_gradients,
+)
 from ..ascent.shards import local
 
 Weights = Mapping[str, Tensor]  # what holds w, by name: parameters, or this rank's shards of them
@@ -118,10 +124,10 @@ class Engine(ABC):
         return 1.0
 
     def perturbed(
-        self, weights: Weights, perturbation: Iterable[Tensor | None]
-    ) -> AbstractContextManager[Callable[[], AbstractContextManager[None]]]:
+        self, weights: Weights, perturbation: Iterable[Tensor | None], *, saved: Saved
+    ) -> AbstractContextManager[None]:
         """Move w to w + epsilon in the block, and put w back bit for bit; as `perturbed` does."""
-        return perturbed(weights.values(), perturbation)
+        return perturbed(weights.values(), perturbation, saved=saved)
 
     def before_perturbed_passes(self) -> None:
         """Get ready for the passes at w + epsilon, which begin where the clean ones began."""

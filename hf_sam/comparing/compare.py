@@ -124,7 +124,7 @@ def choose(arm: Arm, trials: Sequence[Trial]) -> Mapping[str, str]:
 
 
 class Runs:
-    """Trains the unfinished runs of a plan, and prints the runs.
+    """Trains the unfinished runs of a plan, and prints the progress.
 
     Several processes of one machine may work on one plan: each takes the next run that no other is
     training, and waits for the others where it needs their results.

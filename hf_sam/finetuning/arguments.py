@@ -130,7 +130,7 @@ def config_named(name: str) -> Path:
             or without.
     """
     path = Path(name)
-    recipe = RECIPES / name.removeprefix("recipes/")
+    recipe = RECIPES / path.as_posix().removeprefix("recipes/")
     if path.exists() or not recipe.is_file():
         return path
     logger.warning_once(_shown(recipe))

@@ -1,5 +1,6 @@
 """Snapshots of modules' buffers, such as running statistics, and of the attributes beside them."""
 
+import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from .holders import OWN_OF_MODULES
 # torch's kernels change these without increasing the tensor's version counter.
 UNCOUNTED = frozenset({"running_mean", "running_var"})
 
-# Packages whose modules keep no state of a pass but in buffers, and count their own passes.
+# Packages whose modules have no attributes beside their buffers that a pass changes.
 LIBRARIES = ("torch.", "deepspeed.")
+PLAIN = (types.NoneType, bool, int, float, complex, str, bytes)  # values that cannot change within
 
 # Buffers of at least this many entries are worth watching for changes instead of copying.
 LARGE = 2**16
@@ -60,16 +62,15 @@ class Snapshot:
     """All buffers at one moment; snapshots share the copies of buffers that have not changed."""
 
     bound: dict[int, tuple[Bound, Bound]]  # by id: a module's dictionary of buffers, its entries
-    beside: list[tuple[nn.Module, bool, dict[str, Any]]]  # has it buffers; attributes, not copied
+    beside: list[tuple[nn.Module, dict[str, Any]]]  # the plain attributes of each module
     copies: dict[int, _Copy]  # by the buffer's id
 
 
 class Buffers:
     """Takes and restores snapshots of modules' buffers, and of the attributes beside them.
 
-    A plain attribute of a module with buffers may say what they hold, as how far a table is filled,
-    so these are bound again to what they were bound to. What is changed within a list, or in a
-    tensor that is no buffer, stays changed.
+    A number or text that a module keeps as an attribute may say what its buffers hold, as how far a
+    table is filled: where its buffers have changed, so are these put back.
 
     Until `look` has seen a pass, every snapshot copies all buffers. After that, large buffers that
     the pass did not change (a mask, a table of positions) are copied again only if their version
@@ -83,7 +84,7 @@ class Buffers:
             modules: All modules, as each gives its own buffers only.
         """
         modules = list(modules)
-        self._modules = [module for module in modules if may_be_bound_again(module)]
+        self._modules = [module for module in modules if _is_users(module)]
         own = (module._buffers for module in modules)  # TorchScript's cannot be bound anew
         self._owners: list[Bound] = [b if isinstance(b, dict) else dict(b.items()) for b in own]
         self._now: dict[int, _Copy] = {}  # by id: the copies made or restored last
@@ -115,18 +116,21 @@ class Buffers:
         if made:
             torch._foreach_copy_([copy.values for copy in made], [copy.buffer for copy in made])
         self._now = copies
-        beside = [(m, bool(m._buffers), _plain(vars(m))) for m in self._modules]
-        return Snapshot(bound, beside, copies)
+        # after the first step no module is expected to register its first buffer
+        with_buffers = [m for m in self._modules if m._buffers or not self._is_seen]
+        return Snapshot(bound, [(m, _plain(vars(m))) for m in with_buffers], copies)
 
     @torch.no_grad()
     def put_back(self, snapshot: Snapshot) -> None:
         """Restore a snapshot, both the tensors and their values; works any number of times."""
-        for module, had_buffers, entries in snapshot.beside:
-            attributes = vars(module)
-            if had_buffers or module._buffers:  # which a pass may have registered
-                for name in _plain(attributes).keys() - entries.keys():
+        for module, values in snapshot.beside:
+            if _has_changed(module._buffers, snapshot):
+                attributes = vars(module)
+                for name in _plain(attributes).keys() - values.keys():
                     del attributes[name]
-                attributes.update(entries)
+                for name, value in values.items():
+                    if isinstance(attributes.get(name), PLAIN):
+                        attributes[name] = value
         for own in self._owners:
             if own and id(own) not in snapshot.bound:
                 own.clear()
@@ -169,20 +173,27 @@ class Buffers:
         return self._still.get(id(copy.buffer)) is copy.buffer and copy.is_of_now
 
 
-def may_be_bound_again(module: nn.Module) -> bool:
-    """Whether a module may keep attributes that belong to its buffers."""
-    return not type(module).__module__.startswith(LIBRARIES)
+def _has_changed(own: Bound, snapshot: Snapshot) -> bool:
+    """Whether a module's buffers are others than at a snapshot, or have been written to since."""
+    _, bound = snapshot.bound.get(id(own), (own, {}))
+    if own.keys() != bound.keys() or any(own[name] is not b for name, b in bound.items()):
+        return True
+    copies = [snapshot.copies.get(id(b)) for b in own.values()]
+    return not all(copy is None or copy.is_of_now for copy in copies)
 
 
-def is_bound_again(holder: object) -> bool:
-    """Whether the attributes of an object are bound again with the buffers that it has."""
-    if not isinstance(holder, nn.Module):
-        return False
-    return bool(holder._buffers) and may_be_bound_again(holder)
+def _is_users(module: nn.Module) -> bool:
+    """Whether a module's class, or one that torch has made another of, is not torch's."""
+    kinds = [kind for kind in type(module).__mro__ if issubclass(kind, nn.Module)]
+    return not all(kind.__module__.startswith(LIBRARIES) for kind in kinds)
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in attributes.items() if name not in OWN_OF_MODULES}
+    return {
+        name: value
+        for name, value in attributes.items()
+        if isinstance(value, PLAIN) and name not in OWN_OF_MODULES
+    }
 
 
 def _is_same(copy: _Copy) -> bool:

@@ -1,5 +1,6 @@
 """Objects with state that a training step may change: modules, loss functions, the trainer."""
 
+import dis
 import functools
 import sys
 import threading
@@ -178,8 +179,10 @@ def _globals_with_state(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _names_in(code: types.CodeType) -> set[str]:
+    """Return the names of the global variables that code reads."""
     inner = (each for each in code.co_consts if isinstance(each, types.CodeType))
-    return set(code.co_names).union(*map(_names_in, inner))
+    loaded = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    return loaded.union(*map(_names_in, inner))
 
 
 def _is_users(kind: type) -> bool:

@@ -1,6 +1,5 @@
 """Checks that a pass changes no parameter, and warns of attributes that each pass changes."""
 
-import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Reversible
 from contextlib import contextmanager
 from itertools import count, islice
@@ -14,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from transformers.utils import logging
 
 from ..ascent.shards import local
-from .buffers import is_bound_again
+from .buffers import PLAIN
 from .counted import counted_by
 from .holders import MOST, Holders
 from .parts import Parts
@@ -23,7 +22,6 @@ from .replay import is_generator
 
 logger = logging.get_logger(__name__)
 DEPTH = 3  # levels of nested containers that are compared
-PLAIN = (types.NoneType, bool, int, float, complex, str, bytes)
 Marks = list[list[Any]]  # names of parameters, and what changes when one is written to
 
 
@@ -64,6 +62,7 @@ class Watch:
         counted = frozenset(counted_once)
         is_state_seen = self._is_close and self._is_twice
         state = _state(parts.holders, counted) if is_state_seen else {}
+        buffers = _buffer_marks(parts.holders) if is_state_seen else {}
         yield
         after = self._marks(parts)
         if before != after and (changed := self._changed_in(before, after)):
@@ -74,8 +73,11 @@ class Watch:
                 "weights) in buffers, or set `rho=0`."
             )
         if is_state_seen:
-            now = _state(parts.holders, counted)
+            now, buffers_now = _state(parts.holders, counted), _buffer_marks(parts.holders)
             for (place, name), before_it in state.items():
+                is_plain = isinstance(before_it, str)  # and put back with buffers that change
+                if is_plain and buffers.get(place) != buffers_now.get(place):
+                    continue
                 if now.get((place, name)) != before_it:
                     has_iterators = _has_position(before_it)
                     (self._advanced if has_iterators else self._changed)[name] = place
@@ -191,12 +193,23 @@ def _state(holders: Holders, counted_once: frozenset[str]) -> dict[tuple[str, st
     state = {}
     for name, holder, own in holders.attributes():
         counted = counted_once.union(counted_by(holder))
-        place = "the trainer" if name == "trainer" else f"`{name}`" if name else "the model"
+        place = _place_of(name)
         for attribute in own.keys() - counted:
-            value = own[attribute]
-            if not (isinstance(value, PLAIN) and is_bound_again(holder)):
-                state[place, attribute] = _comparable(value, known, DEPTH)
+            state[place, attribute] = _comparable(own[attribute], known, DEPTH)
     return state
+
+
+def _place_of(name: str) -> str:
+    return "the trainer" if name == "trainer" else f"`{name}`" if name else "the model"
+
+
+def _buffer_marks(holders: Holders) -> dict[str, list[Any]]:
+    """Return, by place, what changes when a module's buffers are bound or written to."""
+    return {
+        _place_of(name): [(n, id(b), 0 if b is None else b._version) for n, b in buffers.items()]
+        for name, module in holders.modules.items()
+        if (buffers := module._buffers)
+    }
 
 
 def _comparable(value: Any, known: set[int], depth: int) -> Any:
@@ -227,7 +240,9 @@ def _some_of(value: Collection[Any]) -> list[Any]:
         some = list(islice(value, MOST))
         if isinstance(value, Reversible):
             some += islice(reversed(value), MOST)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
+            some = list(islice(value.items(), MOST)) + list(islice(reversed(value.items()), MOST))
+        elif isinstance(value, Mapping):
             some = [item for key in some for item in (key, value[key])]
         return [len(value), *some]
     except Exception:  # a user's own may compute its entries, or be closed

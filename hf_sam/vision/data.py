@@ -257,7 +257,9 @@ def with_class_labels(
 def _as_rows(rows: datasets.Dataset, image_column: str, labels: list[int]) -> datasets.Dataset:
     """Return the columns of `Splits`."""
     images = rows.select_columns(image_column).rename_columns({image_column: "image"})
-    return images.add_column("label", labels).add_column("index", list(range(len(rows))))
+    return images.add_column("label", labels, feature=Value("int64")).add_column(
+        "index", list(range(len(rows))), feature=Value("int64")
+    )
 
 
 def _labels(rows: datasets.Dataset, column: str) -> list[str | int | None]:

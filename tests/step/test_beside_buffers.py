@@ -72,11 +72,47 @@ def test_the_length_is_as_before_after_an_exception(tmp_path: Path) -> None:
     assert model.filled.length == 0 and not model.filled.table.any()
 
 
+@pytest.mark.parametrize("kind", ["written", "registered"])
 def test_a_length_that_is_put_back_is_not_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_trainer(Scaled("written"), tmp_path, max_steps=1).train()
-    assert "`length`" not in caplog.text and "`calls`" in caplog.text  # which has no buffer beside
+    make_trainer(Scaled(kind), tmp_path, max_steps=1).train()
+    assert "`calls`" in caplog.text  # which has no buffer beside
+    assert "`length`" not in caplog.text and "`kind`" not in caplog.text
+
+
+class Prepared(nn.Module):
+    """Prepares itself in its first pass, and keeps a list; its buffer is no part of either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.is_ready, self.hooked, self.seen, self.count = build("mlp"), False, 0, [], 0
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        if not self.is_ready:
+            self.body.register_forward_hook(lambda *args: None)
+            self.is_ready = True
+        self.seen.append(len(x))
+        self.count += 1
+        assert len(self.seen) == self.count
+        return self.body(x * self.scale, labels)
+
+
+def test_what_has_no_part_in_the_buffers_is_left_alone(tmp_path: Path) -> None:
+    model = Prepared()
+    make_trainer(model, tmp_path, max_steps=2).train()
+    assert len(model.body._forward_hooks) == 1
+
+
+def test_classes_that_torch_makes_of_a_users_class_are_the_users() -> None:
+    module = Filled("written")
+    module.weight = nn.Parameter(torch.ones(2, 2))
+    nn.utils.parametrizations.orthogonal(module)
+    assert type(module).__module__.startswith("torch.")
+    with Buffers(module.modules()).kept():
+        module(8)
+    assert module.length == 0 and not module.table.any()
 
 
 @pytest.mark.parametrize("kind", ["quantised", "conjugate"])

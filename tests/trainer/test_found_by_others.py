@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from hf_sam import SAMConfig, SAMMixin, SAMTrainer
+from hf_sam.step.holders import Holders
 
 
 class Centre(nn.Module):
@@ -61,15 +62,28 @@ def test_a_module_that_is_a_variable_of_the_file_moves_once(tmp_path: Path) -> N
     assert torch.equal(*weights) and torch.equal(CENTRE.centre, trainer.centre.centre)
 
 
+def test_a_variable_with_the_name_of_an_attribute_is_none_of_the_trainers(tmp_path: Path) -> None:
+    """`self.CENTRE` reads no variable of the file."""
+
+    class Named(SAMTrainer):
+        def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            return self.CENTRE(model(**inputs)["logits"])
+
+    trainer = make_trainer(build("mlp"), tmp_path, trainer=Named)
+    trainer.CENTRE = Centre()
+    modules = Holders.of(trainer.model, trainer).modules.values()
+    assert trainer.CENTRE in modules and CENTRE not in modules
+
+
 class Handled(SAMTrainer):
-    """Gets a signal in its second pass, the one at w + epsilon."""
+    """Gets a signal in a pass at w + epsilon: the first where an average, if any, has begun."""
 
     passes = 0
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         self.passes += 1
         loss = super().compute_loss(*args, **kwargs)
-        if self.passes == 2:
+        if self.passes == (4 if self.args.weight_average else 2):
             signal.raise_signal(signal.SIGUSR1)
         return loss
 
@@ -82,11 +96,13 @@ def restored_handler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restored_handler")
-def test_a_handler_that_saves_in_mid_pass_saves_w(tmp_path: Path) -> None:
+@pytest.mark.parametrize("average", [None, "swa:0.0"])
+def test_a_handler_that_saves_in_mid_pass_saves_w(average: str | None, tmp_path: Path) -> None:
     """And training goes on as without it."""
 
     def ended(*, saves: bool) -> Tensor:
-        trainer = make_trainer(build("mlp"), tmp_path, trainer=Handled, max_steps=3, rho=0.5)
+        settings = {"max_steps": 3, "rho": 0.5, "weight_average": average}
+        trainer = make_trainer(build("mlp"), tmp_path, trainer=Handled, **settings)
         target = str(tmp_path / "saved")
         handler = (lambda *args: trainer.save_model(target)) if saves else lambda *args: None
         signal.signal(signal.SIGUSR1, handler)
@@ -95,7 +111,13 @@ def test_a_handler_that_saves_in_mid_pass_saves_w(tmp_path: Path) -> None:
 
     assert torch.equal(ended(saves=False), ended(saves=True))
     saved = load_file(tmp_path / "saved" / "model.safetensors")
-    assert all(torch.equal(saved[name], x) for name, x in build("mlp").state_dict().items())
+    if average is None:
+        after = build("mlp").state_dict()
+    else:  # the mean over one step
+        one = make_trainer(build("mlp"), tmp_path, max_steps=1, rho=0.5)
+        one.train()
+        after = one.model.state_dict()
+    assert all(torch.equal(saved[name], x) for name, x in after.items())
 
 
 class LaterRho(TrainerCallback):
