@@ -62,7 +62,8 @@ class Snapshot:
     """All buffers at one moment; snapshots share the copies of buffers that have not changed."""
 
     bound: dict[int, tuple[Bound, Bound]]  # by id: a module's dictionary of buffers, its entries
-    beside: list[tuple[nn.Module, dict[str, Any]]]  # the plain attributes of each module
+    # of each module, the names of its attributes, and those that are numbers or texts
+    beside: list[tuple[nn.Module, set[str], dict[str, Any]]]
     copies: dict[int, _Copy]  # by the buffer's id
 
 
@@ -118,18 +119,19 @@ class Buffers:
         self._now = copies
         # after the first step no module is expected to register its first buffer
         with_buffers = [m for m in self._modules if m._buffers or not self._is_seen]
-        return Snapshot(bound, [(m, _plain(vars(m))) for m in with_buffers], copies)
+        beside = [(m, set(vars(m)), _numbers_of(m)) for m in with_buffers]
+        return Snapshot(bound, beside, copies)
 
     @torch.no_grad()
     def put_back(self, snapshot: Snapshot) -> None:
         """Restore a snapshot, both the tensors and their values; works any number of times."""
-        for module, values in snapshot.beside:
+        for module, names, values in snapshot.beside:
             if _has_changed(module._buffers, snapshot):
                 attributes = vars(module)
-                for name in _plain(attributes).keys() - values.keys():
+                for name in _numbers_of(module).keys() - names:
                     del attributes[name]
                 for name, value in values.items():
-                    if isinstance(attributes.get(name), PLAIN):
+                    if is_number_or_text(attributes.get(name)):
                         attributes[name] = value
         for own in self._owners:
             if own and id(own) not in snapshot.bound:
@@ -188,12 +190,19 @@ def _is_users(module: nn.Module) -> bool:
     return not all(kind.__module__.startswith(LIBRARIES) for kind in kinds)
 
 
-def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+def _numbers_of(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
-        for name, value in attributes.items()
-        if isinstance(value, PLAIN) and name not in OWN_OF_MODULES
+        for name, value in vars(module).items()
+        if name not in OWN_OF_MODULES and is_number_or_text(value)
     }
+
+
+def is_number_or_text(value: object) -> bool:
+    """Whether a value is one, of Python's or a tensor without a dimension and a graph."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.requires_grad
+    return isinstance(value, PLAIN)
 
 
 def _is_same(copy: _Copy) -> bool:

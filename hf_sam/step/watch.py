@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from transformers.utils import logging
 
 from ..ascent.shards import local
-from .buffers import PLAIN
+from .buffers import PLAIN, is_number_or_text
 from .counted import counted_by
 from .holders import MOST, Holders
 from .parts import Parts
@@ -74,11 +74,10 @@ class Watch:
             )
         if is_state_seen:
             now, buffers_now = _state(parts.holders, counted), _buffer_marks(parts.holders)
-            for (place, name), before_it in state.items():
-                is_plain = isinstance(before_it, str)  # and put back with buffers that change
-                if is_plain and buffers.get(place) != buffers_now.get(place):
-                    continue
-                if now.get((place, name)) != before_it:
+            for (place, name), (is_number, before_it) in state.items():
+                if is_number and buffers.get(place) != buffers_now.get(place):
+                    continue  # it is put back with the buffers
+                if now.get((place, name), (None, None))[1] != before_it:
                     has_iterators = _has_position(before_it)
                     (self._advanced if has_iterators else self._changed)[name] = place
 
@@ -188,14 +187,19 @@ def _numbers(tensor: Tensor) -> tuple[str, ...]:
 
 
 def _state(holders: Holders, counted_once: frozenset[str]) -> dict[tuple[str, str], Any]:
-    """Return the values of plain attributes in comparable form, by holder and name."""
+    """Return, by holder and name, whether an attribute is a number or text, and its value.
+
+    The values are in comparable form.
+    """
     known = {id(holder) for _, holder, _ in holders.attributes()}
     state = {}
     for name, holder, own in holders.attributes():
         counted = counted_once.union(counted_by(holder))
         place = _place_of(name)
         for attribute in own.keys() - counted:
-            state[place, attribute] = _comparable(own[attribute], known, DEPTH)
+            value = own[attribute]
+            form = _comparable(value, known, DEPTH)
+            state[place, attribute] = is_number_or_text(value), form
     return state
 
 

@@ -1,5 +1,6 @@
 """Attributes that say what a module's buffers hold are put back with them; odd buffers train."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from cases import build, make_trainer
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
+from hf_sam import SAMTrainer
 from hf_sam.step.buffers import Buffers
 
 WHOLE = torch.linspace(0.5, 1.5, 64, dtype=torch.float64)
@@ -30,7 +33,7 @@ class Filled(nn.Module):
                 self.register_buffer("table", WHOLE[:rows].clone(), persistent=False)
             else:
                 self.table[:rows] = WHOLE[:rows]
-            self.length = rows
+            self.length = torch.tensor(rows) if self.kind == "counted by a tensor" else rows
         return self.table[:rows]
 
 
@@ -54,7 +57,7 @@ def weights_of(kind: str, folder: Path) -> Tensor:
     return torch.cat([param.detach().flatten() for param in model.parameters()])
 
 
-@pytest.mark.parametrize("kind", ["written", "registered"])
+@pytest.mark.parametrize("kind", ["written", "registered", "counted by a tensor"])
 def test_both_passes_find_the_table_as_long(kind: str, tmp_path: Path) -> None:
     """A table that is put back beside a length that is not would be read where it is empty."""
     assert torch.equal(weights_of(kind, tmp_path), weights_of("filled before", tmp_path))
@@ -72,7 +75,7 @@ def test_the_length_is_as_before_after_an_exception(tmp_path: Path) -> None:
     assert model.filled.length == 0 and not model.filled.table.any()
 
 
-@pytest.mark.parametrize("kind", ["written", "registered"])
+@pytest.mark.parametrize("kind", ["written", "registered", "counted by a tensor"])
 def test_a_length_that_is_put_back_is_not_warned_of(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,3 +129,49 @@ def test_buffers_whose_bytes_cannot_be_viewed(kind: str) -> None:
     with Buffers(layer.modules()).kept():
         layer.b.copy_(2 * before)
     assert torch.equal(layer.b.dequantize() if kind == "quantised" else layer.b, before)
+
+
+class Llama(nn.Module):
+    """A tiny Llama whose frequencies change with the length of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4}
+        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}
+        torch.manual_seed(0)
+        config = LlamaConfig(**sizes, **heads, rope_parameters=rope)
+        self.llama = LlamaForCausalLM(config).double()
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        rows = 3 if float(x[0, 0]) > 0 else 12
+        words = ((x[:, :1] * 5).long().abs() + torch.arange(rows)) % 16
+        out = self.llama(input_ids=words, labels=words)
+        return {"loss": out.loss, "logits": out.logits}
+
+
+class Fresh(Trainer):
+    """SAM with plain SGD, each pass by a copy of the model as it was before the step."""
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any) -> Tensor:
+        before = copy.deepcopy(model)
+        loss = super().training_step(model, inputs, *args)
+        gradients = [param.grad for param in model.parameters()]
+        norm = torch.stack([grad.square().sum() for grad in gradients]).sum().sqrt()
+        with torch.no_grad():
+            for param, grad in zip(before.parameters(), gradients, strict=True):
+                param.add_(grad, alpha=0.5 / float(norm))
+        super().training_step(before, inputs, *args)
+        for param, moved in zip(model.parameters(), before.parameters(), strict=True):
+            param.grad = moved.grad
+        return loss
+
+
+def test_frequencies_that_change_with_the_length(tmp_path: Path) -> None:
+    """Transformers' dynamic rope: a buffer, and beside it a number or a tensor of no dimension."""
+    ends = []
+    for kind in (SAMTrainer, Fresh):
+        model = Llama()
+        make_trainer(model, tmp_path, trainer=kind, max_steps=8, rho=0.5).train()
+        ends.append(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    torch.testing.assert_close(*ends, rtol=0.0, atol=1e-12)  # float64; sums in another order
