@@ -37,7 +37,8 @@ def pretrained_cfg_of(name: str) -> Any:
 
 def load_timm_name(source: ModelSource, label_names: Sequence[str]) -> Classifier:
     """Load a model by its timm name, with weights from the Hub, from a file, or without any."""
-    name = str(source.timm_name)
+    name = source.timm_name
+    assert name is not None, "the caller has asked for a network of timm's"
     pretrained_cfg = pretrained_cfg_of(name)
     if source.own_weights and not pretrained_cfg.has_weights:
         raise ValueError(
