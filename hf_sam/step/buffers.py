@@ -57,13 +57,31 @@ class _Copy:
         return self.buffer._version == self.version and self.buffer.shape == self.values.shape
 
 
+class _Attributes:
+    """A module's attributes that are numbers or texts, beside its buffers at one moment."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self._names, self._values = module, set(vars(module)), _numbers_of(module)
+        tensors = (value for value in self._values.values() if isinstance(value, Tensor))
+        self._copies = [(tensor, tensor.clone()) for tensor in tensors if _is_writable(tensor)]
+
+    def put_back(self) -> None:
+        attributes = vars(self.module)
+        for name in _numbers_of(self.module).keys() - self._names:
+            del attributes[name]
+        for name, value in self._values.items():
+            if is_number_or_text(attributes.get(name)):
+                attributes[name] = value
+        for tensor, copy in self._copies:
+            tensor.copy_(copy)
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """All buffers at one moment; snapshots share the copies of buffers that have not changed."""
 
     bound: dict[int, tuple[Bound, Bound]]  # by id: a module's dictionary of buffers, its entries
-    # of each module, the names of its attributes, and those that are numbers or texts
-    beside: list[tuple[nn.Module, set[str], dict[str, Any]]]
+    beside: list[_Attributes]
     copies: dict[int, _Copy]  # by the buffer's id
 
 
@@ -119,20 +137,14 @@ class Buffers:
         self._now = copies
         # after the first step no module is expected to register its first buffer
         with_buffers = [m for m in self._modules if m._buffers or not self._is_seen]
-        beside = [(m, set(vars(m)), _numbers_of(m)) for m in with_buffers]
-        return Snapshot(bound, beside, copies)
+        return Snapshot(bound, [_Attributes(module) for module in with_buffers], copies)
 
     @torch.no_grad()
     def put_back(self, snapshot: Snapshot) -> None:
         """Restore a snapshot, both the tensors and their values; works any number of times."""
-        for module, names, values in snapshot.beside:
-            if _has_changed(module._buffers, snapshot):
-                attributes = vars(module)
-                for name in _numbers_of(module).keys() - names:
-                    del attributes[name]
-                for name, value in values.items():
-                    if is_number_or_text(attributes.get(name)):
-                        attributes[name] = value
+        for beside in snapshot.beside:
+            if _has_changed(beside.module._buffers, snapshot):
+                beside.put_back()
         for own in self._owners:
             if own and id(own) not in snapshot.bound:
                 own.clear()

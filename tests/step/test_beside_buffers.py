@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 from hf_sam import SAMTrainer
 from hf_sam.step.buffers import Buffers
 
+KINDS = ["written", "registered", "counted by a tensor", "counted in place"]
 WHOLE = torch.linspace(0.5, 1.5, 64, dtype=torch.float64)
 
 
@@ -22,6 +23,8 @@ class Filled(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.length = kind, None if kind == "registered" else 0
+        if kind == "counted in place":
+            self.length = torch.tensor(0)
         if kind != "registered":
             self.register_buffer("table", torch.zeros_like(WHOLE), persistent=False)
         if kind == "filled before":
@@ -33,7 +36,10 @@ class Filled(nn.Module):
                 self.register_buffer("table", WHOLE[:rows].clone(), persistent=False)
             else:
                 self.table[:rows] = WHOLE[:rows]
-            self.length = torch.tensor(rows) if self.kind == "counted by a tensor" else rows
+            if self.kind == "counted in place":
+                self.length.fill_(rows)
+            else:
+                self.length = torch.tensor(rows) if self.kind == "counted by a tensor" else rows
         return self.table[:rows]
 
 
@@ -57,7 +63,7 @@ def weights_of(kind: str, folder: Path) -> Tensor:
     return torch.cat([param.detach().flatten() for param in model.parameters()])
 
 
-@pytest.mark.parametrize("kind", ["written", "registered", "counted by a tensor"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_both_passes_find_the_table_as_long(kind: str, tmp_path: Path) -> None:
     """A table that is put back beside a length that is not would be read where it is empty."""
     assert torch.equal(weights_of(kind, tmp_path), weights_of("filled before", tmp_path))
@@ -75,7 +81,7 @@ def test_the_length_is_as_before_after_an_exception(tmp_path: Path) -> None:
     assert model.filled.length == 0 and not model.filled.table.any()
 
 
-@pytest.mark.parametrize("kind", ["written", "registered", "counted by a tensor"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_length_that_is_put_back_is_not_warned_of(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
