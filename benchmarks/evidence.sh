@@ -188,17 +188,13 @@ for name in "${@:-flowers cars flowers_vit sgd sgd3 adamw food noise40 noise80 m
         cp -rn model_cards/records/cub200_first50-sgd/sweep runs/cub200_first50-clean
         run cub200_first50-clean --seeds 5 $METHODS ;;
     official_flowers) official_flowers ;;
-    flowers) bash benchmarks/evidence.sh flowers_short flowers_small flowers_m flowers_long ;;
+    flowers) bash benchmarks/evidence.sh flowers_short flowers_small flowers_long ;;
     flowers_length)
         official_flowers
         length mobilenetv2_035 "0 1 2" "15 30 60" $SMALL
         length efficientnet_lite0 0 "15 30 60 120" $LITE0
         ;;
-    flowers_short)
-        official_flowers
-        CONFIG=$FLOWERS run oxford_flowers-lite0 --data_dir runs/flowers102 $LITE0 --seeds 5 $GRID
-        ;;
-    flowers_m) # the paper's m of 16 beside the batch of 64: one more arm of the same comparison
+    flowers_short) # m16: the paper's m beside one as large as the batch
         official_flowers
         CONFIG=$FLOWERS run oxford_flowers-lite0 --data_dir runs/flowers102 $LITE0 --seeds 5 $GRID \
             --arm m16 m=16

@@ -257,7 +257,8 @@ def _levels(results: Mapping[str, Landscape]) -> Any:
     if not len(every):
         raise ValueError("contours need a loss above 0, got none: use `plot_surfaces`.")
     lowest = max(float(every.min()), float(every.max()) * 1e-4)
-    return np.geomspace(lowest, max(float(np.quantile(every, 0.98)), 1.01 * lowest), 12)
+    levels = np.geomspace(lowest, max(float(np.quantile(every, 0.98)), 1.01 * lowest), 12)
+    return np.array([float(f"{level:.9g}") for level in levels])  # the same on every processor
 
 
 def _second(name: str, result: Landscape) -> Any:
