@@ -152,10 +152,11 @@ class SAMArguments:
     def __post_init__(self) -> None:
         """Check SAM's fields, then let the Trainer's arguments check theirs."""
         self.require_valid_fields()
+        numbers = {name: getattr(self, name) for name in NUMBERS if getattr(self, name) is not None}
+        vars(self).update({n: float(x) for n, x in numbers.items()})  # a search casts to old types
         if self.rho > 0 and self.eta != SAMArguments.eta and not self.adaptive:
             raise ValueError(
-                f"`eta` has an effect only with `adaptive=True`, got eta={self.eta} without it: "
-                "set `adaptive`, or leave `eta` out."
+                f"`eta` has an effect only with `adaptive=True`, got eta={self.eta}: set both."
             )
         if isinstance(self, TrainingArguments):
             super().__post_init__()  # type: ignore[misc] # of the other base class
@@ -211,8 +212,7 @@ class SAMArguments:
         interval, start = self.ascent_interval, self.ascent_start
         if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
             raise ValueError(
-                f"`ascent_interval` must be a whole number >= 1, got {interval!r}: 1 ascends at "
-                "every step."
+                f"`ascent_interval` must be a whole number >= 1, got {interval!r}: 1 is every step."
             )
         if not (math.isfinite(start) and start >= 0):
             raise ValueError(f"`ascent_start` must be >= 0, got {start!r}: 0 is from the start.")

@@ -59,7 +59,6 @@ class SAMMixin(AverageMixin):
     _window: Window | None = None
     _last_inputs: Any = None  # of the window that the Trainer has fetched
     _resumed_from: str | None = None  # the checkpoint, while `train` runs
-    _is_supported = False
     _is_called: bool | None = None  # `training_step`, since the first window was fetched
     current_gradient_accumulation_steps = 1  # until the Trainer fetches a window
 
@@ -82,8 +81,7 @@ class SAMMixin(AverageMixin):
 
         Args:
             model: The prepared model.
-            inputs: One micro-batch. Each pass prepares a copy of its own, as a Trainer may change
-                the mapping it is given, and a model the tensors.
+            inputs: One micro-batch. Each pass prepares a copy, as Trainers and models change it.
             num_items_in_batch: The Trainer's count of label items in the window.
 
         Returns:
@@ -93,8 +91,7 @@ class SAMMixin(AverageMixin):
         acts = self.sam_arguments.rho > 0 and self._ascent.method.acts_at_every_step
         if self._rho == 0 and self._window is None and not acts:
             return super().training_step(model, inputs, num_items_in_batch)
-        if not self._is_supported:  # rho was 0 when training started, or it has not
-            check_backend(self, self.sam_arguments)
+        if not self._ascent.is_ready:  # rho was 0 when training started, or it has not
             self._check_model(model)
         leave_evaluation(model, self.optimizer)
         parts = self._parts_cache.parts_of(model, self)
@@ -132,9 +129,8 @@ class SAMMixin(AverageMixin):
         try:
             output = super().train(*args, **kwargs)
             require_called(self, SAMMixin, is_called=self._is_called)
-        finally:  # a window may have been left unfinished
-            self._window = self._last_inputs = None
-            self._ascent.memory, self._parts_cache, self._resumed_from = {}, PartsCache(), None
+        finally:
+            self._forget()
         if self.sam_arguments.rho > 0:
             allowed = self.sam_arguments.max_overhead if self.ascent_schedule.fraction < 1 else None
             self.train_overhead = self._overhead.noted_in(output, allowed=allowed)
@@ -164,26 +160,32 @@ class SAMMixin(AverageMixin):
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader[Any]]:
         """Check, once backend and then model are known, that SAM can train them."""
-        self._step_log, self._window, self._is_supported = StepLog(), None, False
+        self._forget()
+        self._step_log, self.ascent_schedule = StepLog(), AscentSchedule()
         self._is_called = self.train_overhead = None
         self._resumed_from = resume_from_checkpoint
-        # until the model is known, and for rho = 0
-        self._ascent, self.ascent_schedule = Ascent(SAMArguments()), AscentSchedule()
         self.sam_arguments.require_valid_fields()
         if self.sam_arguments.rho > 0:
-            check_backend(self, self.sam_arguments)
-        model, train_dataloader = super()._prepare_for_training(
-            max_steps, train_dataloader, resume_from_checkpoint
-        )
+            check_backend(self, self.sam_arguments)  # before a backend fails in its own words
+        found = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.sam_arguments.rho > 0:
-            self._check_model(model)
-        return model, train_dataloader
+            self._check_model(found[0])
+        return found
+
+    def _forget(self) -> None:  # a window may be left unfinished, and the model is to be freed
+        self._window = self._last_inputs = self._resumed_from = None
+        self._ascent, self._watch, self._parts_cache = Ascent(SAMArguments()), Watch(), PartsCache()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._parts_cache.forget()  # callbacks may have put anything in place since the last epoch
+        super()._run_epoch(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         save_memory(self._ascent, output_dir, writes=self.args.should_save)
 
     def _check_model(self, model: nn.Module) -> None:
+        check_backend(self, self.sam_arguments)
         self._overhead, self._parts_cache = Overhead(self.args.device), PartsCache()
         self._watch = Watch(is_twice=self.sam_arguments.chosen_method.has_clean_pass)
         parts = self._parts_cache.parts_of(model, self)
@@ -192,7 +194,6 @@ class SAMMixin(AverageMixin):
         self._ascent = Ascent(self.sam_arguments, bare, self.accelerator, parts.engine)
         self.ascent_schedule = planned_schedule(self, self.sam_arguments, parts)
         load_memory(self._ascent, self._resumed_from, parts.params)
-        self._is_supported = True
 
     @property
     def gradient_evaluations(self) -> int:
@@ -247,9 +248,8 @@ class SAMMixin(AverageMixin):
 
     def _only_pass(self, model: nn.Module, parts: Parts, micro_batch: MicroBatch) -> Tensor:
         """Make the pass at w + epsilon where epsilon is known without a clean pass."""
-        weights = parts.weights
-        perturbation = self._ascent.from_memory(weights, base_optimizer(self), rho=self._rho)
-        with parts.engine.perturbed(weights, perturbation, saved=self._saved_w):
+        perturbation = self._ascent.from_memory(parts.weights, base_optimizer(self), rho=self._rho)
+        with parts.engine.perturbed(parts.weights, perturbation, saved=self._saved_w):
             del perturbation
             with self._overhead.plain_pass():
                 return self._pass(model, parts, micro_batch, reduced=True)

@@ -51,6 +51,11 @@ class Ascent:
         self._moved = None if model is None else _moved(model, sam.perturb)
         self._is_fidelity_known = False
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is that of a training whose model has been checked."""
+        return self._accelerator is not None
+
     def backward_as_far_as_used(
         self, params: Params, engine: Engine, *, reduced: bool
     ) -> AbstractContextManager[None]:
@@ -100,7 +105,8 @@ class Ascent:
         scaled_norm = gradient_norm(clean_grad)
         scale = scale.to(scaled_norm.device) if isinstance(scale, Tensor) else scale
         norm = scaled_norm / scale
-        direction = self.method.direction(list(params), clean_grad, scale, self.memory)
+        memory = self._memory_of(params)
+        direction = self.method.direction(list(params), clean_grad, scale, memory)
         is_gradient = direction is clean_grad
         perturbation = self._along(params, direction, rho, scaled_norm if is_gradient else None)
         share = self.method.share_of_rho(rho, rho / (self._sam.rho or 1.0), norm)
@@ -122,7 +128,7 @@ class Ascent:
         if rho == 0:
             return [None] * len(params)
         state = {} if optimizer is None else optimizer.state
-        known = self.method.known_direction(params, state, self.memory)
+        known = self.method.known_direction(params, state, self._memory_of(params))
         perturbation = self._along(params, self._of_moved(params, known), rho)
         self._note_fidelity(params, perturbation)
         return perturbation
@@ -134,7 +140,14 @@ class Ascent:
             params: The trainable parameters by name.
             clean_grad: The clean gradient, if the method keeps it and the step has ascended.
         """
-        self.method.finish(params, clean_grad, self.memory)
+        self.method.finish(params, clean_grad, self._memory_of(params))
+
+    def _memory_of(self, params: Params) -> Memory:
+        """Return the memory, without what a callback has frozen or given another shape."""
+        for name in list(self.memory):
+            if name not in params or params[name].shape != self.memory[name].shape:
+                del self.memory[name]
+        return self.memory
 
     def _of_moved(self, params: Params, vector: list[Tensor | None]) -> list[Tensor | None]:
         if self._moved is None:

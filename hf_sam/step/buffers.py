@@ -80,7 +80,8 @@ class _Attributes:
 class Snapshot:
     """All buffers at one moment; snapshots share the copies of buffers that have not changed."""
 
-    bound: dict[int, tuple[Bound, Bound]]  # by id: a module's dictionary of buffers, its entries
+    known: frozenset[int]  # ids of the modules' dictionaries of buffers
+    bound: dict[int, tuple[Bound, Bound]]  # by id: those that are not empty, and their entries
     beside: list[_Attributes]
     copies: dict[int, _Copy]  # by the buffer's id
 
@@ -106,6 +107,7 @@ class Buffers:
         self._modules = [module for module in modules if _is_users(module)]
         own = (module._buffers for module in modules)  # TorchScript's cannot be bound anew
         self._owners: list[Bound] = [b if isinstance(b, dict) else dict(b.items()) for b in own]
+        self._known = frozenset(map(id, self._owners))
         self._now: dict[int, _Copy] = {}  # by id: the copies made or restored last
         self._is_seen = False  # whether `look` has seen a pass
         self._still: dict[int, Tensor] = {}  # by id: buffers whose version shows every change
@@ -137,7 +139,8 @@ class Buffers:
         self._now = copies
         # after the first step no module is expected to register its first buffer
         with_buffers = [m for m in self._modules if m._buffers or not self._is_seen]
-        return Snapshot(bound, [_Attributes(module) for module in with_buffers], copies)
+        beside = [_Attributes(module) for module in with_buffers]
+        return Snapshot(self._known, bound, beside, copies)
 
     @torch.no_grad()
     def put_back(self, snapshot: Snapshot) -> None:
@@ -146,7 +149,7 @@ class Buffers:
             if _has_changed(beside.module._buffers, snapshot):
                 beside.put_back()
         for own in self._owners:
-            if own and id(own) not in snapshot.bound:
+            if own and id(own) in snapshot.known and id(own) not in snapshot.bound:
                 own.clear()
         for own, bound in snapshot.bound.values():
             if own.keys() != bound.keys() or any(own[n] is not b for n, b in bound.items()):

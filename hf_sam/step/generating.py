@@ -8,6 +8,8 @@ from types import CodeType
 BEGINNINGS = ("get_train_dataloader", "_prepare_inputs", "training_step", "compute_loss")
 # Names in code that generates, or (in trl) takes text that is generated in parallel.
 SIGNS = frozenset({"generate", "rollout_queue"})
+# Methods that make neither; their names are those of functions, as `torch.log`, too.
+NOT_FOLLOWED = frozenset({"log", "evaluate", "predict", "prediction_step", "save_model"})
 
 
 def generates(kind: type) -> bool:
@@ -27,7 +29,7 @@ def generates(kind: type) -> bool:
         names = {found for code in _codes(kind, name) for found in _names_in(code)}
         if names & SIGNS:
             return True
-        left += names - seen - set(left)
+        left += names - NOT_FOLLOWED - seen - set(left)
     return False
 
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Container, Iterator, Mapping, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -25,10 +25,12 @@ NOT_IN_A_PASS = frozenset(
 # Modules from these packages count their own passes.
 WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch._dynamo.", "deepspeed.")
 DEPTH = 6  # levels of nested containers and objects that are searched
-MOST = 64  # entries of a container that are searched
+MOST = 64  # entries of a container that are searched, whatever they are; of the others, some kinds
 OWN_OF_MODULES = frozenset(vars(nn.Module()))
 SEQUENCES = (list, tuple, deque, set, frozenset)
-CALLABLES = (functools.partial, types.MethodType, types.FunctionType, staticmethod, classmethod)
+PARTIAL = (functools.partial, functools.partialmethod)
+WRAPPING = (staticmethod, classmethod, type(functools.cache(len)))
+CALLABLES = (types.MethodType, types.FunctionType, *PARTIAL, *WRAPPING)
 CONTAINERS = (Mapping, *SEQUENCES, *CALLABLES)
 # Of the standard library, and yet with attributes that are the user's.
 BAGS = (types.SimpleNamespace, threading.local)
@@ -96,11 +98,15 @@ class Holders:
             self._visit_all(name, inner, seen, depth)
 
     def _visit_class(self, name: str, kind: type, seen: set[int], depth: int) -> None:
-        """Search class variables and the closures of methods, in the user's own classes."""
+        """Search class variables and the closures of methods, in the user's own classes.
+
+        Of a library's classes, the functions that the user has put there.
+        """
         for base in kind.__mro__:
-            if id(base) not in seen and _is_users(base):
+            if id(base) not in seen:
                 seen.add(id(base))
-                self._visit_all(name, vars(base), seen, depth)
+                own = dict(vars(base)) if _is_users(base) else _users_functions_of(base)
+                self._visit_all(name, own, seen, depth)
 
     def _visit_all(self, name: str, inner: Mapping[str, Any], seen: set[int], depth: int) -> None:
         for below, value in inner.items():
@@ -139,23 +145,43 @@ def _without(own: dict[str, Any], names: Set[str]) -> dict[str, Any]:
 
 def _inner(value: Any) -> dict[str, Any]:
     """Return the contents of a container, a callable or an object of a user's class, by name."""
+    if isinstance(value, CALLABLES):
+        return _of_callable(value)
+    is_searched = _is_users(type(value)) or isinstance(value, BAGS)
+    own = attributes(value) if is_searched and not isinstance(value, type) else {}
     if isinstance(value, Mapping):
-        return {str(key): item for key, item in entries(value, MOST)}
+        is_dict = isinstance(value, dict)  # another one may compute its values
+        some = entries(value, None if is_dict else MOST)
+        return {str(key): item for key, item in _searched(some)} | own
     if isinstance(value, SEQUENCES):
-        return {str(index): item for index, item in enumerate(islice(value, MOST))}
-    if isinstance(value, functools.partial):
+        return {str(index): item for index, item in _searched(enumerate(value))} | own
+    return own
+
+
+def _searched(some: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Yield the first entries, and of all others the modules, tensors and generators."""
+    for i, (key, item) in enumerate(some):
+        if i < MOST or isinstance(item, nn.Module | Tensor) or is_generator(item):
+            yield key, item
+
+
+def _of_callable(value: Any) -> dict[str, Any]:
+    """Return what a function, or something around one, refers to, by name."""
+    if isinstance(value, PARTIAL):
         return {"func": value.func, **_inner(value.args), **value.keywords}
     if isinstance(value, types.MethodType):
-        return {"self": value.__self__}
-    if isinstance(value, staticmethod | classmethod):
-        return {"func": value.__func__}
-    if isinstance(value, types.FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        closed_over = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
-        closed_over |= _globals_with_state(value)
-        return closed_over | _inner(value.__defaults__ or ()) | (value.__kwdefaults__ or {})
-    is_searched = _is_users(type(value)) or isinstance(value, BAGS)
-    return attributes(value) if is_searched and not isinstance(value, type) else {}
+        return {"self": value.__self__, "func": value.__func__}
+    if isinstance(value, WRAPPING):
+        return {"func": value.__wrapped__}
+    cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+    closed_over = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+    closed_over |= _globals_with_state(value)
+    return closed_over | _inner(value.__defaults__ or ()) | (value.__kwdefaults__ or {})
+
+
+def _users_functions_of(kind: type) -> dict[str, Any]:
+    functions = {n: f for n, f in vars(kind).items() if isinstance(f, types.FunctionType)}
+    return {name: function for name, function in functions.items() if _is_users(function)}
 
 
 def _slots_of(holder: object) -> dict[str, Any]:
@@ -185,7 +211,7 @@ def _names_in(code: types.CodeType) -> set[str]:
     return loaded.union(*map(_names_in, inner))
 
 
-def _is_users(kind: type) -> bool:
+def _is_users(kind: type | types.FunctionType) -> bool:
     return str(kind.__module__).partition(".")[0] not in LIBRARIES
 
 

@@ -13,7 +13,7 @@ from ..backends import Engine, Weights, engine_of
 from .buffers import Buffers, Snapshot
 from .counted import Counted, Values, unlogged
 from .holders import Holders
-from .replay import RandomState, random_state
+from .replay import RandomState, is_generator, random_state
 
 UNNAMED = "optimizer"  # prefix of the number of a parameter that only the optimizer holds
 
@@ -126,17 +126,23 @@ def _outside(
 
 
 class PartsCache:
-    """Caches the parts of a model until its modules or the optimizer's parameters change."""
+    """Caches the parts of a model until they may have changed.
+
+    A change of the modules or of the optimizer's parameters is noticed at each step, and so are
+    attributes that a pass adds, and modules and generators that replace others in the trainer and
+    in objects. Everything else that a callback may replace is found at the start of an epoch.
+    """
 
     def __init__(self) -> None:
         """Begin with an empty cache."""
         self._modules: list[nn.Module] = []  # held, so that no new module gets the id of one
-        self._ids: list[int] = []
+        self._attributes: list[dict[str, Any]] = []  # of objects
+        self._marks: list[int] = []
         self._parts: Parts | None = None
 
     def forget(self) -> None:
         """Search again at the next step: the first one may have created modules and generators."""
-        self._parts = None
+        self._marks = []
 
     def drop_gathered(self) -> None:
         """Have the engine drop what an unfinished window has gathered."""
@@ -153,13 +159,19 @@ class PartsCache:
         engine = engine_of(model) if self._parts is None else self._parts.engine
         optimizer = trainer.optimizer
         optimized = [] if optimizer is None else engine.optimized(optimizer)
-        if self._parts is None or not optimized or self._ids != self._ids_of(model, optimized):
+        is_known = self._parts is not None and self._marks == self._marks_of(model, optimized)
+        if self._parts is None or not optimized or not is_known:
             self._parts = Parts.of(model, trainer, engine_of(model), optimized)
-            self._modules = list(model.modules())
-            self._ids = self._ids_of(model, optimized)
+            holders = self._parts.holders
+            self._modules = list(dict.fromkeys([*model.modules(), *holders.modules.values()]))
+            self._attributes = [getattr(each, "__dict__", {}) for each in holders.objects.values()]
+            self._marks = self._marks_of(model, optimized)
         return self._parts.at_this_step()
 
-    def _ids_of(self, model: nn.Module, optimized: list[Tensor]) -> list[int]:
-        """Return ids by which a change is noticed, faster than by `model.modules()`."""
+    def _marks_of(self, model: nn.Module, optimized: list[Tensor]) -> list[int]:
+        """Return numbers by which a change is noticed, faster than by searching."""
         children = [id(child) for known in self._modules for child in known._modules.values()]
-        return [id(model), *children, *map(id, optimized)]
+        made = [len(vars(module)) for module in self._modules]
+        values = (value for own in self._attributes for value in own.values())
+        held = [id(x) for x in values if isinstance(x, nn.Module) or is_generator(x)]
+        return [id(model), *map(id, optimized), *children, *made, *held]

@@ -124,7 +124,8 @@ class Watch:
         same = {n for n, mark in compared.items() if mark[-1] and marks[n][-1] == mark[-1]}
         if same:
             self._watched = {}  # to be marked anew, without these
-        self._moved |= same
+        if self._is_twice or not self._is_close:  # a lone first pass may begin at epsilon = 0
+            self._moved |= same
         self._doubted = (self._doubted | changed.keys()) - compared.keys()
         return [name for name in compared if name not in same]
 

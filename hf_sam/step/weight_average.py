@@ -76,7 +76,8 @@ class WeightAverage:
             now = self._now()
             together: dict[Any, list[str]] = {}  # those that have been counted as often
             for name, x in now.items():
-                if name not in self.tensors:
+                known = self.tensors.get(name)
+                if known is None or known.shape != x.shape:  # joins now, or is another one
                     self.tensors[name] = x.to(_wide(x), copy=True)
                     self._joined[name] = self.count
                 elif x.dtype == _wide(x):
@@ -114,10 +115,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrite the weights, and leave what a callback has begun to train since."""
+        """Overwrite the weights, and leave what a callback has begun to train or resized since."""
         with self._unmerged():
             for name, x in self._now().items():
-                if name in tensors:
+                if name in tensors and tensors[name].shape == x.shape:
                     local(x).copy_(local(tensors[name]))
 
     @contextmanager

@@ -1,6 +1,7 @@
 """What methods keep: in which file, how much, and what is read back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from observers import fingerprint
 from safetensors.torch import load_file
 from step_cost import PeakBytes
 from torch import nn
+from transformers import Trainer, TrainerCallback
 
 from hf_sam.step.memory_file import MEMORY_FILE
 
@@ -112,3 +114,48 @@ def test_memory_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> 
     trainer = make_trainer(build("mlp"), tmp_path, max_steps=6, **settings)
     with pytest.raises(ValueError, match=f"{MEMORY_FILE} must be a file of safetensors"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+class Changes(TrainerCallback):
+    """Freezes the last layer for steps 2 and 3, or gives it another shape; notes the memory."""
+
+    def __init__(self, trainer: Trainer, *, resizes: bool) -> None:
+        self.trainer, self.resizes = trainer, resizes
+        self.layer = [m for m in trainer.model.modules() if isinstance(m, nn.Linear)][-1]
+        self.names: list[set[str]] = []
+
+    def on_step_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        if not self.resizes:
+            self.layer.requires_grad_(state.global_step not in (2, 3))
+        elif state.global_step == 2:
+            for name in ("weight", "bias"):
+                old = getattr(self.layer, name)
+                new = nn.Parameter(torch.cat([old.detach(), old.detach()]))
+                setattr(self.layer, name, new)
+                for group in self.trainer.optimizer.param_groups:
+                    group["params"] = [new if p is old else p for p in group["params"]]
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.names.append(set(self.trainer._ascent.memory))
+
+
+@pytest.mark.parametrize("method", ["looksam", "s2sam", "friendly_sam", "vasso"])
+def test_nothing_is_kept_of_what_is_frozen(method: str, tmp_path: Path) -> None:
+    """Once it is trained again, gradients of long ago say nothing about it."""
+    trainer = make_trainer(build("mlp"), tmp_path, max_steps=4, **settings_of(method))
+    trainer.add_callback(changes := Changes(trainer, resizes=False))
+    trainer.train()
+    every = {name for name, _ in trainer.model.named_parameters()}
+    last = {n for n, p in trainer.model.named_parameters() if p in set(changes.layer.parameters())}
+    assert changes.names == [every, every, every - last, every - last] and last
+
+
+@TABLE
+def test_a_layer_that_a_callback_resizes(method: str, tmp_path: Path) -> None:
+    settings = {**momentum("sgd"), **settings_of(method), "max_steps": 6}
+    trainer = make_trainer(build("mlp"), tmp_path, **settings)
+    trainer.add_callback(changes := Changes(trainer, resizes=True))
+    trainer.train()
+    assert len(changes.layer.bias) == 2 * CLASSES
+    for param in trainer.model.parameters():
+        assert param.isfinite().all()
