@@ -178,7 +178,8 @@ class SAMMixin(AverageMixin):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._parts_cache.forget()  # callbacks may have put anything in place since the last epoch
-        super()._run_epoch(*args, **kwargs)
+        if self.state.global_step < self.state.max_steps:  # or a run that had ended makes a step
+            super()._run_epoch(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -217,14 +218,12 @@ class SAMMixin(AverageMixin):
                 self._window.leftovers = take_gradients(parts.trainable.values())
         return self._window.aligned(list(parts.trainable))
 
-    def _pass(
-        self, model: nn.Module, parts: Parts, micro_batch: MicroBatch, *, reduced: bool
-    ) -> Tensor:
+    def _pass(self, model: nn.Module, parts: Parts, given: MicroBatch, *, reduced: bool) -> Tensor:
         """Make a plain training step; `reduced` lets ranks synchronise where the Trainer does."""
         alone = parts.engine.one_pass(self.accelerator, reduced=reduced)
         with self._watch.of_pass(parts, self.counted_once), alone:
-            given = copy.copy(micro_batch.inputs), micro_batch.num_items_in_batch
-            return super().training_step(model, *given).clone()  # CUDA graphs overwrite it
+            inputs, items = copy.copy(given.inputs), given.num_items_in_batch
+            return super().training_step(model, inputs, items).clone()  # CUDA graphs overwrite it
 
     def _clean_pass(
         self, model: nn.Module, parts: Parts, window: Window, micro_batch: MicroBatch

@@ -52,8 +52,10 @@ def require_split_for_choosing(split: str, data: DataOptions) -> None:
             f"{', '.join(found)}. Leave it out to choose on a tenth of the training images."
         )
     if shared := set(chosen_on) & set(measured_on.split("+")):
-        others = [name for name in found if name not in shared]
+        trained_on = task.train_split.split("+")
+        others = [name for name in found if name not in {*shared, *trained_on}]
+        remedy = f"pass {' or '.join(others)}" if others else "leave it out"
         raise ValueError(
-            f"`sweep_split` must not be the split that results are measured on, got {split}: pass "
-            f"another one of {', '.join(others)}, or another `--eval_split`."
+            f"`sweep_split` must not be the split that results are measured on, got {split}: "
+            f"{remedy}, or pass another `--eval_split`."
         )

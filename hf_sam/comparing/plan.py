@@ -130,7 +130,7 @@ def parse_plan(argv: Sequence[str]) -> Plan:
         sweep_seeds=range(own.first_seed, own.first_seed + own.sweep_seeds),
         sweep_split=own.sweep_split,
         choosing=Choosing.on(own.sweep_split, data),
-        output_dir=Path(folder or f"runs/compare-{name}"),
+        output_dir=Path(folder or f"runs/compare-{name}").expanduser(),
     )
     _require_effect(plan)
     for options in [*(arm.options for arm in plan.arms), *(run[1] for run in plan.sweep)]:
@@ -220,7 +220,20 @@ def _grid(points: Sequence[str], arms: Sequence[Arm]) -> dict[tuple[str, str], l
                 "arms of another length are `--arm long num_train_epochs=30`."
             )
         grid[of, name] = values.split(",")
+        if "" in grid[of, name] or len(set(map(_number, grid[of, name]))) < len(grid[of, name]):
+            raise ValueError(
+                f"`--sweep` must name each value of an option once, got {name}={values}: each is a "
+                "run."
+            )
     return grid
+
+
+def _number(text: str) -> float | str:
+    """Return a value by which 0.1 and 1e-1 are one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _option(text: str) -> tuple[str, str]:

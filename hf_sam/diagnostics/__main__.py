@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..reporting.commands import last_part, shown_command
 from ..reporting.model_card import versions
@@ -36,6 +37,7 @@ from .report import Plan, Portrait, Report, kept_portrait, portray
 from .trained import Trained, load_trained, training_seed
 
 ERROR, BETWEEN = "top-1 error", "on the line between the two"  # names in the progress messages
+logger = logging.get_logger("report")
 LINE_BETWEEN = 25  # points
 PROGRAM = "hf-sam report"
 
@@ -108,8 +110,12 @@ def measure(options: Namespace, command: str) -> Report:
     between = None
     if options.compare:  # first, as it is quick and rejects models that cannot be compared
         progress.begin(BETWEEN)
-        first, second = (trained.classifier.model for trained in models)
-        between = line_between(first, second, batches[0], seed=options.seed, points=LINE_BETWEEN)
+        first, second = (trained.classifier for trained in models)
+        if first.data_config == second.data_config:
+            line = {"seed": options.seed, "points": LINE_BETWEEN}
+            between = line_between(first.model, second.model, batches[0], **line)
+        else:
+            logger.warning("no line between the models, which prepare images in different ways")
     shared: dict[str, Any] = {
         "splits": splits, "options": options, "plan": plan, "progress": progress
     }  # fmt: skip

@@ -59,9 +59,22 @@ def arguments_of(
     return arguments
 
 
+class OncePerKey(yaml.SafeLoader):
+    """PyYAML's safe loader, which takes the last value of a key that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is there twice."""
+        values = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]} is there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
 def _values_in(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=OncePerKey) or {}  # noqa: S506
     except RecursionError as error:
         raise ValueError(
             f"`--config` {str(path)!r} is nested too deeply: write `option: value` lines."

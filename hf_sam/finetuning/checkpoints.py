@@ -46,6 +46,9 @@ def find_checkpoint(args: SAMConfig) -> str | None:
             "`--resume_from_checkpoint` must be a checkpoint folder of the Trainer, or last, got "
             f"{wanted!r}: it has no trainer_state.json that can be read ({state}). Pass another."
         )
+    _require_whole_state(checkpoint)
+    if checkpoint.resolve().parent != output_dir.resolve():
+        _require_free(output_dir)
     logger.warning(
         f"resuming from {checkpoint}, step {state.global_step}{_half_written(output_dir)}"
     )
@@ -72,8 +75,14 @@ def require_steps_left(checkpoint: Path, args: SAMConfig, *, examples: int) -> N
             f"a resumed run must not be shorter than it was, {state.max_steps} steps, got {length}:"
             " pass the `--num_train_epochs` or `--max_steps` that it was started with, or more."
         )
-    # without a record it was interrupted before its evaluation
-    if state.global_step >= length and (Path(args.output_dir) / RECORD).exists():
+    if state.global_step < length:
+        return
+    if not is_own:
+        raise ValueError(
+            f"the run must go on from {str(checkpoint)!r}, which is of step {state.global_step}, "
+            f"got a run of {length} steps: train for longer (`--num_train_epochs`)."
+        )
+    if (Path(args.output_dir) / RECORD).exists():  # else it was interrupted before its evaluation
         raise ValueError(
             f"the run in {args.output_dir!r} has ended, at step {state.global_step}: train it "
             "for longer (`--num_train_epochs`), or pass another `--output_dir` for a new run."
@@ -92,8 +101,24 @@ def _length(args: SAMConfig, state: TrainerState, examples: int) -> int:
 
 
 def last_complete(output_dir: Path) -> Path | None:
-    """Return the newest complete checkpoint, if there is one."""
-    return max(whole_checkpoints(output_dir), key=_step, default=None)
+    """Return the newest checkpoint that a run can go on from, if there is one."""
+    return max(filter(_has_optimizer, whole_checkpoints(output_dir)), key=_step, default=None)
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint has the state of optimizer and schedule, of the Trainer or DeepSpeed."""
+    return any((checkpoint / name).exists() for name in ("scheduler.pt", "latest"))
+
+
+def _require_whole_state(checkpoint: Path) -> None:
+    """Raise a ValueError for weights alone, from which momentum and schedule would begin anew."""
+    if not _has_optimizer(checkpoint):
+        inside = last_complete(checkpoint)
+        raise ValueError(
+            "`--resume_from_checkpoint` must be a checkpoint with the state of the optimizer, got "
+            f"{str(checkpoint)!r}, which has weights only: "
+            + (f"pass {str(inside)!r}." if inside else "begin anew, with these as `--weights`.")
+        )
 
 
 def whole_checkpoints(output_dir: Path) -> list[Path]:
@@ -118,10 +143,18 @@ def _step(checkpoint: Path) -> int:
 
 
 def _half_written(output_dir: Path) -> str:
-    """Return a remark on the incomplete checkpoints, which are not used."""
-    passed_over = set(_checkpoints(output_dir)) - set(whole_checkpoints(output_dir))
-    names = ", ".join(path.name for path in sorted(passed_over, key=_step))
-    return f" (not written to the end, and passed over: {names})" if names else ""
+    """Return a remark on the checkpoints that are not used."""
+    checkpoints, whole = _checkpoints(output_dir), whole_checkpoints(output_dir)
+    left = {
+        "not written to the end": set(checkpoints) - set(whole),
+        "without the optimizer's state": {path for path in whole if not _has_optimizer(path)},
+    }
+    parts = [
+        f"{why}, and passed over: {', '.join(path.name for path in sorted(paths, key=_step))}"
+        for why, paths in left.items()
+        if paths
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _state_of(checkpoint: Path) -> TrainerState | str:
@@ -140,9 +173,10 @@ def _require_free(output_dir: Path) -> None:
     """Raise a ValueError if a new run would overwrite an earlier one."""
     rule = f"`output_dir` must not hold an earlier run or a model, got {str(output_dir)!r}"
     if (last := last_complete(output_dir)) is not None:
+        longer = " and more `--num_train_epochs`" if (output_dir / RECORD).exists() else ""
         raise ValueError(
-            f"{rule}: pass `--resume_from_checkpoint last` to go on with it from {last.name}, or "
-            "another `--output_dir`."
+            f"{rule}: pass `--resume_from_checkpoint last`{longer} to go on with it from "
+            f"{last.name}, or another `--output_dir`."
         )
     if _is_taken(output_dir):
         raise ValueError(

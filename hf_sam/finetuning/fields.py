@@ -112,6 +112,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the data."""
+        self.data_dir = self.data_dir and os.path.expanduser(self.data_dir)  # of a file too
         unknown = None if self.dataset in TASKS else self.dataset
         if unknown is not None and not self.data_dir and is_path(unknown):
             raise ValueError(
@@ -248,6 +249,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""
+        self.weights = self.weights and os.path.expanduser(self.weights)
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and not (len(value) == 3 and all(map(math.isfinite, value))):

@@ -150,7 +150,7 @@ def train(
                 repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
             if is_main:
                 write_options(output_dir, options, resumed=run.checkpoint is not None)
-        except (ImportError, ValueError) as error:
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
             raise RecipeError(str(error)) from error
         with files_without_bars():
             try:
@@ -158,10 +158,10 @@ def train(
                 metrics = trainer.evaluate()
             except BadImageError as error:
                 raise RecipeError(str(error)) from error
-            except ValueError as error:
+            except (ImportError, TypeError, ValueError) as error:
                 if stopwatch_of(trainer).has_begun:
                     raise
-                raise RecipeError(str(error)) from error  # a check of the prepared model
+                raise RecipeError(str(error)) from error  # a check before the first step
             record = save(argv, data, run, trainer, metrics)
         if repo_id is not None:
             print(f"pushed to {push(output_dir, repo_id)}")

@@ -21,7 +21,8 @@ from .resolved import data_values, model_values, training_values
 OPTIONS, RECORD = "options.json", "run.json"
 LOCK = ".lock"  # in the folder itself, so that it is the same file for all paths and users
 HALF_WRITTEN = "options.*.tmp"  # left by `write_json` when it is killed
-LENGTH = ("num_train_epochs", "max_steps")  # may change, to train a run for longer
+# May change: to train a run for longer, and to measure on what can be read.
+MAY_CHANGE = ("num_train_epochs", "max_steps", "skip_bad_images")
 # Values of options that did not exist when an older run was made.
 UNSET = {f.name: f.default for kind in (DataOptions, ModelOptions) for f in fields(kind)}
 # Prefixes of the options that do not change what is trained.
@@ -116,7 +117,7 @@ def write_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) ->
         ValueError: If the run is resumed and has other options.
     """
     if resumed:
-        _require_same(folder, options, besides=LENGTH)
+        _require_same(folder, options, besides=MAY_CHANGE)
     for half in folder.glob(HALF_WRITTEN):
         half.unlink()
     write_json(folder / OPTIONS, options)

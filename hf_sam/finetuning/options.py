@@ -1,7 +1,6 @@
 """Parsing of the options of `hf-sam finetune`, from the command line and a YAML file."""
 
 import dataclasses
-import math
 import os
 from argparse import SUPPRESS, Namespace, _StoreFalseAction
 from collections.abc import Collection, Sequence
@@ -14,6 +13,7 @@ from transformers import HfArgumentParser
 from .. import SAMArguments, SAMConfig
 from ..reporting.model_card import without_tokens
 from .arguments import arguments_of, config_named, named, recipe_of, without_rivals
+from .checks import require_valid
 from .fields import BatchOptions, DataOptions, ModelOptions
 from .hub import require_token
 from .suggestions import near
@@ -77,6 +77,8 @@ def parse_options(
     first, _ = parser.parse_known_args(argv)
     if first.optim != DEFAULTS["optim"]:
         parser.set_defaults(optim_args=None)  # the default momentum is for SGD
+    if first.output_dir == "":  # a shell variable that is not set
+        raise ValueError("`output_dir` must name a folder, got none: leave it out, or name one.")
     if first.output_dir is None:
         sources = (first.dataset or first.data_dir or "digits", first.model or first.weights)
         stems = [Path(os.path.abspath(name)).stem for name in sources if name]  # also of `.`
@@ -91,7 +93,7 @@ def parse_options(
         )
     except RecursionError as error:  # from the JSON that some options take
         raise ValueError("the JSON of an option is nested too deeply: write less of it.") from error
-    _require_steps(args)
+    require_valid(args)
     _require_outside_data(args.output_dir, data.data_dir)
     if batch != BatchOptions():
         if batch.m is not None and batch.batch_size is not None:
@@ -99,7 +101,6 @@ def parse_options(
         batch.apply(args)
     if data.cache_images and args.dataloader_num_workers > 0:
         args.dataloader_persistent_workers = True  # else the cache is lost after an epoch
-    _require_whole_evaluation(args)
     if args.hub_token:  # the Trainer would write it into every checkpoint's training_args.bin
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     _check_pushing(args)
@@ -208,20 +209,6 @@ def _unknown(argument: str, names: set[str]) -> str:
     return f"unknown option {name}{near(name.lstrip('-'), names)}"
 
 
-def _require_steps(args: SAMConfig) -> None:
-    """Raise a ValueError for a run without steps; the Trainer treats 0 steps as unset."""
-    if args.max_steps < 1 and args.max_steps != -1:
-        raise ValueError(
-            f"`max_steps` must be >= 1, got {args.max_steps}: leave it out to train by "
-            "`num_train_epochs`."
-        )
-    if args.max_steps == -1 and not 0 < args.num_train_epochs < math.inf:
-        raise ValueError(
-            f"`num_train_epochs` must be > 0 and finite, got {args.num_train_epochs:g}: a run of "
-            "no step trains nothing."
-        )
-
-
 def _require_needed_size(args: SAMConfig, typed: set[str], given: set[str]) -> None:
     """Raise a ValueError for a micro-batch size that `batch_size` and `m` leave without effect.
 
@@ -233,13 +220,6 @@ def _require_needed_size(args: SAMConfig, typed: set[str], given: set[str]) -> N
             f"`{name}` has no effect beside `batch_size` and `m`, got {getattr(args, name)}: leave "
             "one of the three out."
         )
-
-
-def _require_whole_evaluation(args: SAMConfig) -> None:
-    if args.dataloader_drop_last:
-        raise ValueError("`dataloader_drop_last` would leave out evaluation images: leave it out.")
-    if args.prediction_loss_only:
-        raise ValueError("`prediction_loss_only` would leave no errors to measure: leave it out.")
 
 
 def _require_outside_data(output_dir: str, data_dir: str | None) -> None:

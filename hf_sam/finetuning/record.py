@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from accelerate import PartialState
 
-from .. import SAMConfig, SAMTrainer
+from .. import SAMTrainer
 from ..reporting.commands import last_part, shown_command, without_path
 from ..reporting.model_card import METRICS, RunRecord, settings_of
 from ..vision import CIFAR_NETWORKS, Classifier, ModelSource, Splits, Task
@@ -69,7 +69,7 @@ def describe(
         model_options=_model_options(run),
         data_license=run.task.license,
         weights_license=_license(source),
-        remarks=_remarks(run, args, metrics),
+        remarks=_remarks(run, metrics, best=trainer.state.best_model_checkpoint),
         **settings,
     )
 
@@ -149,13 +149,13 @@ def _differing(task: Task, splits: Splits) -> list[str]:
     return [f"Measured on {' and '.join(parts)}: do not compare it with published figures."]
 
 
-def _remarks(run: Run, args: SAMConfig, metrics: Mapping[str, float]) -> list[str]:
+def _remarks(run: Run, metrics: Mapping[str, float], *, best: str | None) -> list[str]:
     """Return the caveats for a reader of the results."""
     remarks = [str(remark) for remark in (run.task.paper, run.task.limits) if remark]
     remarks += _differing(run.task, run.splits)
     if not math.isfinite(metrics["eval_loss"]):
         remarks.append("Training has diverged: the network predicts nothing.")
-    if args.load_best_model_at_end:
+    if best is not None:
         remarks.append(
             "These are the weights that did best on this split while training: the result is no "
             "estimate for new images."

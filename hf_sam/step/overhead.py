@@ -28,11 +28,12 @@ class Overhead:
         """
         self._device = device
         self._pending: deque[tuple[int, Any, Any]] = deque()  # sign, begin, end
-        self._seconds = 0.0
+        self._seconds, self._has_steps = 0.0, False
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Context manager that adds the time of the block: a whole training step with SAM."""
+        self._has_steps = True
         yield from self._count(1)
 
     @contextmanager
@@ -45,11 +46,11 @@ class Overhead:
 
         Args:
             output: What `train` has returned; None, and nothing is noted, of a class that returns
-                nothing.
+                nothing. Nor is it of a training without a step, as one that had ended.
             allowed: As for `of`.
         """
         metrics = getattr(output, "metrics", {})
-        if "train_runtime" not in metrics:
+        if "train_runtime" not in metrics or not self._has_steps:
             return None
         metrics["train_overhead"] = self.of(metrics["train_runtime"], allowed=allowed)
         return metrics["train_overhead"]

@@ -1,9 +1,11 @@
 """Image data sets from the Hub, parquet files, image folders or scikit-learn, in one format."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import ClassLabel, DatasetDict, Image, Value
@@ -271,4 +273,18 @@ def _labels(rows: datasets.Dataset, column: str) -> list[str | int | None]:
         raise ValueError(
             f"`--label_column` must hold one label an image, got `{column}` of {feature}."
         )
-    return [None if isinstance(v, int) and v < 0 else v for v in values]
+    return [_label(value, column) for value in values]
+
+
+def _label(value: Any, column: str) -> str | int | None:
+    """Return a label; None for one that is missing, as pandas writes it too."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if not value.is_integer():
+            raise ValueError(
+                f"`--label_column` must hold class labels, strings or integers, got {value} in "
+                f"`{column}`."
+            )
+        value = int(value)
+    return None if isinstance(value, int) and value < 0 else value

@@ -86,7 +86,8 @@ def _holds_images(folder: Path) -> bool:
 def _without_wrapper(root: Path, asked: Sequence[str]) -> Path:
     """Return the folder that holds the splits or classes: `root`, or the only folder in it."""
     folders = folders_in(root)
-    if len(folders) != 1 or split_of(folders[0].name, asked) or any("/" in name for name in asked):
+    is_here = any("/" in name and (root / name).is_dir() for name in asked)
+    if len(folders) != 1 or split_of(folders[0].name, asked) or is_here:
         return root
     return folders[0] if folders_in(folders[0]) else root
 

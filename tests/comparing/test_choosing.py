@@ -115,7 +115,7 @@ def test_the_hubs_flowers_are_trained_on_both_halves_as_in_the_table() -> None:
 REFUSED = [
     ("--sweep_split valid", "`sweep_split` must be a split of the data, got valid: there are "),
     ("--sweep_split test", "`sweep_split` must not be the split that results are measured on, got "
-     "test: pass another one of "),
+     "test: pass validation, or pass another"),
     ("--sweep_split validation+test", "must not be the split that results are measured on"),
     ("--sweep_split validation --eval_split validation", "must not be the split that results"),
     ("--sweep_split train", "`sweep_split` must leave something to train on, got train"),
