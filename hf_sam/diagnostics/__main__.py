@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from ..reporting.commands import last_part, shown_command
 from ..reporting.model_card import versions
@@ -31,13 +30,12 @@ from .images import (
     sample,
     top1_error,
 )
-from .landscape import line_between
+from .landscape import Landscape, line_between
 from .progress import Progress
 from .report import Plan, Portrait, Report, kept_portrait, portray
 from .trained import Trained, load_trained, training_seed
 
 ERROR, BETWEEN = "top-1 error", "on the line between the two"  # names in the progress messages
-logger = logging.get_logger("report")
 LINE_BETWEEN = 25  # points
 PROGRAM = "hf-sam report"
 
@@ -110,12 +108,7 @@ def measure(options: Namespace, command: str) -> Report:
     between = None
     if options.compare:  # first, as it is quick and rejects models that cannot be compared
         progress.begin(BETWEEN)
-        first, second = (trained.classifier for trained in models)
-        if first.data_config == second.data_config:
-            line = {"seed": options.seed, "points": LINE_BETWEEN}
-            between = line_between(first.model, second.model, batches[0], **line)
-        else:
-            logger.warning("no line between the models, which prepare images in different ways")
+        between = _line_between(models, batches[0], options)
     shared: dict[str, Any] = {
         "splits": splits, "options": options, "plan": plan, "progress": progress
     }  # fmt: skip
@@ -137,6 +130,23 @@ def measure(options: Namespace, command: str) -> Report:
     )
     _write(report, out, cards if options.card else [])
     return report
+
+
+def _line_between(
+    models: Sequence[Trained], batches: Sequence[Mapping[str, Tensor]], options: Namespace
+) -> Landscape:
+    """Measure the loss on the line between two models, on images prepared for the first."""
+    first, second = (trained.classifier for trained in models)
+    line = line_between(
+        first.model, second.model, batches, seed=options.seed, points=LINE_BETWEEN
+    )  # which refuses two architectures
+    for name, value in first.data_config.items():
+        if (other := second.data_config.get(name)) != value:
+            raise ValueError(
+                f"`--compare` must be a model that is given the same images, got {name} {other} and"
+                f" not {value}: make a report on each."
+            )
+    return line
 
 
 def _write(report: Report, out: Path, cards: Sequence[Path]) -> None:

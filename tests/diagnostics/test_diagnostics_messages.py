@@ -35,12 +35,17 @@ def test_bad_input_gets_one_message(
     models: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = str(save(tmp_path / "other", seed=0, model="wide_resnet10_2_no_norm"))
+    config = save(tmp_path / "sizes", seed=0) / "config.json"
+    config.write_text(config.read_text().replace("0.485", "0.5"))
     few = str(save(tmp_path / "few", seed=0, classes=3))
     (tmp_path / "few" / "README.md").unlink()
     out = ["--out", str(tmp_path / "out"), *SMALL]
     cases = {
         "must be a folder": [str(tmp_path / "none")],
         "of one architecture": [models[0], "--compare", other],
+        "must be a model that is given the same images, got mean": [
+            *(models[0], "--compare", str(config.parent))
+        ],
         "classifier of the 10 classes": [few],
         "`--data_dir` must be a folder": [models[0], "--data", str(tmp_path / "no_data")],
         "cannot be loaded from the Hub": [models[0], "--data", "someone/images"],
