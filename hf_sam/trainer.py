@@ -178,7 +178,8 @@ class SAMMixin(AverageMixin):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._parts_cache.forget()  # callbacks may have put anything in place since the last epoch
-        if self.state.global_step < self.state.max_steps:  # or a run that had ended makes a step
+        self.control.should_training_stop = self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:  # or a run that had ended makes one more step
             super()._run_epoch(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

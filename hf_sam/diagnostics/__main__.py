@@ -3,6 +3,7 @@
 hf-sam report runs/sam --compare runs/base --data digits --out runs/sharpness
 """
 
+import json
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -137,16 +138,15 @@ def _line_between(
 ) -> Landscape:
     """Measure the loss on the line between two models, on images prepared for the first."""
     first, second = (trained.classifier for trained in models)
-    line = line_between(
-        first.model, second.model, batches, seed=options.seed, points=LINE_BETWEEN
-    )  # which refuses two architectures
-    for name, value in first.data_config.items():
-        if (other := second.data_config.get(name)) != value:
-            raise ValueError(
-                f"`--compare` must be a model that is given the same images, got {name} {other} and"
-                f" not {value}: make a report on each."
-            )
-    return line
+    if first.model.state_dict().keys() == second.model.state_dict().keys():  # else refused below
+        for name in first.data_config.keys() | second.data_config.keys():
+            one, other = (each.data_config.get(name) for each in (first, second))
+            if json.dumps(one) != json.dumps(other):  # a file has lists for tuples
+                raise ValueError(
+                    f"`--compare` must be a model with the same preprocessing, got {name} {other} "
+                    f"and not {one}: make a report on each."
+                )
+    return line_between(first.model, second.model, batches, seed=options.seed, points=LINE_BETWEEN)
 
 
 def _write(report: Report, out: Path, cards: Sequence[Path]) -> None:

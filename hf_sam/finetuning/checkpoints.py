@@ -27,9 +27,10 @@ def find_checkpoint(args: SAMConfig) -> str | None:
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"`output_dir` must be a folder, got the file {str(output_dir)!r}.")
     if wanted in (None, "False", "false"):
-        _require_free(output_dir)
+        _require_free(output_dir, longer=_longer(args))
         return None
-    checkpoint = last_complete(output_dir) if wanted in ("last", "True", "true") else Path(wanted)
+    is_own = wanted in ("last", "True", "true")
+    checkpoint = last_complete(output_dir) if is_own else Path(wanted).expanduser()
     if checkpoint is None:
         raise ValueError(
             f"`--resume_from_checkpoint {wanted}` needs a checkpoint in {str(output_dir)!r}, and "
@@ -48,7 +49,7 @@ def find_checkpoint(args: SAMConfig) -> str | None:
         )
     _require_whole_state(checkpoint)
     if checkpoint.resolve().parent != output_dir.resolve():
-        _require_free(output_dir)
+        _require_free(output_dir, longer=_longer(args))
     logger.warning(
         f"resuming from {checkpoint}, step {state.global_step}{_half_written(output_dir)}"
     )
@@ -80,13 +81,23 @@ def require_steps_left(checkpoint: Path, args: SAMConfig, *, examples: int) -> N
     if not is_own:
         raise ValueError(
             f"the run must go on from {str(checkpoint)!r}, which is of step {state.global_step}, "
-            f"got a run of {length} steps: train for longer (`--num_train_epochs`)."
+            f"got a run of {length} steps: train for longer ({_longer(args)})."
         )
     if (Path(args.output_dir) / RECORD).exists():  # else it was interrupted before its evaluation
         raise ValueError(
             f"the run in {args.output_dir!r} has ended, at step {state.global_step}: train it "
-            "for longer (`--num_train_epochs`), or pass another `--output_dir` for a new run."
+            f"for longer ({_longer(args)}), or pass another `--output_dir` for a new run."
         )
+
+
+def has_trained(checkpoint: Path) -> bool:
+    """Whether nothing but the evaluation of the run that wrote a checkpoint is left."""
+    state = _state_of(checkpoint)
+    return isinstance(state, TrainerState) and state.global_step >= state.max_steps
+
+
+def _longer(args: SAMConfig) -> str:
+    return "`--max_steps`" if args.max_steps > 0 else "`--num_train_epochs`"
 
 
 def _length(args: SAMConfig, state: TrainerState, examples: int) -> int:
@@ -107,7 +118,8 @@ def last_complete(output_dir: Path) -> Path | None:
 
 def _has_optimizer(checkpoint: Path) -> bool:
     """Whether a checkpoint has the state of optimizer and schedule, of the Trainer or DeepSpeed."""
-    return any((checkpoint / name).exists() for name in ("scheduler.pt", "latest"))
+    is_trainers = (checkpoint / "scheduler.pt").exists() and any(checkpoint.glob("optimizer*"))
+    return is_trainers or (checkpoint / "latest").exists()
 
 
 def _require_whole_state(checkpoint: Path) -> None:
@@ -117,7 +129,7 @@ def _require_whole_state(checkpoint: Path) -> None:
         raise ValueError(
             "`--resume_from_checkpoint` must be a checkpoint with the state of the optimizer, got "
             f"{str(checkpoint)!r}, which has weights only: "
-            + (f"pass {str(inside)!r}." if inside else "begin anew, with these as `--weights`.")
+            + (f"pass {str(inside)!r}." if inside else "pass another, or begin anew.")
         )
 
 
@@ -129,6 +141,8 @@ def whole_checkpoints(output_dir: Path) -> list[Path]:
 def how_to_go_on(output_dir: Path) -> str:
     """Return the advice how to continue an interrupted run."""
     if (last := last_complete(output_dir)) is None:
+        if whole_checkpoints(output_dir):
+            return "the checkpoints have weights only: begin anew with another `--output_dir`."
         return "no checkpoint is whole yet, so the same command begins anew."
     return f"the same command with `--resume_from_checkpoint last` goes on from {last.name}."
 
@@ -169,13 +183,13 @@ def _state_of(checkpoint: Path) -> TrainerState | str:
     return state
 
 
-def _require_free(output_dir: Path) -> None:
+def _require_free(output_dir: Path, *, longer: str) -> None:
     """Raise a ValueError if a new run would overwrite an earlier one."""
     rule = f"`output_dir` must not hold an earlier run or a model, got {str(output_dir)!r}"
     if (last := last_complete(output_dir)) is not None:
-        longer = " and more `--num_train_epochs`" if (output_dir / RECORD).exists() else ""
+        more = f" and more {longer}" if (output_dir / RECORD).exists() else ""
         raise ValueError(
-            f"{rule}: pass `--resume_from_checkpoint last`{longer} to go on with it from "
+            f"{rule}: pass `--resume_from_checkpoint last`{more} to go on with it from "
             f"{last.name}, or another `--output_dir`."
         )
     if _is_taken(output_dir):
@@ -187,6 +201,8 @@ def _require_free(output_dir: Path) -> None:
 
 def _is_taken(output_dir: Path) -> bool:
     """Whether a folder holds more than a run that stopped before its first checkpoint."""
+    if whole_checkpoints(output_dir):
+        return True
     if (output_dir / OPTIONS).exists() and not (output_dir / RECORD).exists():
         return False
     return bool(_checkpoints(output_dir)) or any((output_dir / n).exists() for n in OUTPUTS)

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import torch
+from transformers import SchedulerType, get_scheduler
 from transformers.training_args import OptimizerNames
 
 from .. import SAMConfig
@@ -16,7 +18,7 @@ OPTIM_ARGS = {
     "adamw_torch": (),
     "adamw_torch_fused": (),
 }
-WORDS = ("nesterov", "centered")  # whose values are no numbers
+WORDS = {"nesterov": ("true", "false"), "centered": ("true", "false")}  # which are no numbers
 LEAST = {"per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "data_seed": 0}
 
 
@@ -40,6 +42,7 @@ def require_valid(args: SAMConfig) -> None:
         raise ValueError("`neftune_noise_alpha` is for models of text: leave it out.")
     _require_whole_evaluation(args)
     _require_known_metric(args)
+    _require_whole_schedule(args)
     _require_known_optim_args(args)
 
 
@@ -78,19 +81,31 @@ def _require_known_metric(args: SAMConfig) -> None:
         )
 
 
+def _require_whole_schedule(args: SAMConfig) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    kwargs = dict(args.lr_scheduler_kwargs or {})
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` must be what {SchedulerType(args.lr_scheduler_type).value} "
+            f"takes, got {kwargs}: {error}."
+        ) from error
+
+
 def _require_known_optim_args(args: SAMConfig) -> None:
     optimizer = OptimizerNames(args.optim).value
     known = OPTIM_ARGS.get(optimizer)
     if known is None or not args.optim_args:
         return
     for each in args.optim_args.replace(" ", "").split(","):
-        name, equals, value = each.partition("=")
+        name, _, value = each.partition("=")
         if name not in known:
             takes = f"name one of {', '.join(known)}" if known else "be left out"
             raise ValueError(f"`optim_args` must {takes} for {optimizer}, got {each!r}.")
-        if not equals or not (name in WORDS or _is_number(value)):
+        if not (value.lower() in WORDS[name] if name in WORDS else _is_number(value)):
             raise ValueError(
-                f"`optim_args` must be name=number, with commas between, got {each!r}: "
+                f"`optim_args` must be name=value, with commas between, got {each!r}: "
                 "momentum=0.9,nesterov=true."
             )
 

@@ -34,7 +34,13 @@ from ..vision import (
     resize_whole,
     soft_cross_entropy,
 )
-from .checkpoints import find_checkpoint, how_to_go_on, require_fitting, require_steps_left
+from .checkpoints import (
+    find_checkpoint,
+    has_trained,
+    how_to_go_on,
+    require_fitting,
+    require_steps_left,
+)
 from .disk import DiskFullError, full_disk_named
 from .fields import DataOptions, ModelOptions
 from .folder import RECORD, claimed, run_options, write_options
@@ -149,8 +155,10 @@ def train(
             if is_pushed and is_main:
                 repo_id = create_repo(args.hub_model_id, output_dir, private=args.hub_private_repo)
             if is_main:
-                write_options(output_dir, options, resumed=run.checkpoint is not None)
-        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+                at = run.checkpoint
+                ended = at is not None and has_trained(Path(at))
+                write_options(output_dir, options, resumed=at is not None, has_trained=ended)
+        except (ImportError, ValueError) as error:
             raise RecipeError(str(error)) from error
         with files_without_bars():
             try:
@@ -158,7 +166,7 @@ def train(
                 metrics = trainer.evaluate()
             except BadImageError as error:
                 raise RecipeError(str(error)) from error
-            except (ImportError, TypeError, ValueError) as error:
+            except (ImportError, ValueError) as error:
                 if stopwatch_of(trainer).has_begun:
                     raise
                 raise RecipeError(str(error)) from error  # a check before the first step
@@ -260,14 +268,17 @@ def build_trainer(data: DataOptions, args: SAMConfig, run: Run) -> SAMTrainer:
     rotation = CheckpointRotation(args.save_total_limit)
     args.save_total_limit = None  # else the Trainer would remove checkpoints too
     soft_loss = partial(soft_cross_entropy, label_smoothing=args.label_smoothing_factor)
-    return SAMTrainer(
-        model=run.classifier.model,
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=run.classifier.processor,
-        compute_metrics=LastEvaluation(),
-        preprocess_logits_for_metrics=rank_classes,
-        compute_loss_func=soft_loss if data.mixup > 0 else None,
-        callbacks=[EpochOfData(train_dataset), Stopwatch(), LastStepLogged(), rotation],
-    )
+    try:
+        return SAMTrainer(
+            model=run.classifier.model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=run.classifier.processor,
+            compute_metrics=LastEvaluation(),
+            preprocess_logits_for_metrics=rank_classes,
+            compute_loss_func=soft_loss if data.mixup > 0 else None,
+            callbacks=[EpochOfData(train_dataset), Stopwatch(), LastStepLogged(), rotation],
+        )
+    except RuntimeError as error:  # what `report_to` names is not installed
+        raise ValueError(str(error)) from error

@@ -21,8 +21,8 @@ from .resolved import data_values, model_values, training_values
 OPTIONS, RECORD = "options.json", "run.json"
 LOCK = ".lock"  # in the folder itself, so that it is the same file for all paths and users
 HALF_WRITTEN = "options.*.tmp"  # left by `write_json` when it is killed
-# May change: to train a run for longer, and to measure on what can be read.
-MAY_CHANGE = ("num_train_epochs", "max_steps", "skip_bad_images")
+LENGTH = ("num_train_epochs", "max_steps")  # may change, to train a run for longer
+OF_THE_END = (*LENGTH, "skip_bad_images")  # may change where only the evaluation is left
 # Values of options that did not exist when an older run was made.
 UNSET = {f.name: f.default for kind in (DataOptions, ModelOptions) for f in fields(kind)}
 # Prefixes of the options that do not change what is trained.
@@ -110,14 +110,22 @@ def _notes(folder: Path) -> set[Path]:
     return {folder / OPTIONS, folder / LOCK, *folder.glob(HALF_WRITTEN)}
 
 
-def write_options(folder: Path, options: Mapping[str, Any], *, resumed: bool) -> None:
+def write_options(
+    folder: Path, options: Mapping[str, Any], *, resumed: bool, has_trained: bool = False
+) -> None:
     """Write the options of a run to its folder, and remove the record of what it was before.
+
+    Args:
+        folder: The output folder.
+        options: As `run_options` returns them.
+        resumed: Whether the run goes on from a checkpoint.
+        has_trained: Whether nothing but its evaluation is left.
 
     Raises:
         ValueError: If the run is resumed and has other options.
     """
     if resumed:
-        _require_same(folder, options, besides=MAY_CHANGE)
+        _require_same(folder, options, besides=OF_THE_END if has_trained else LENGTH)
     for half in folder.glob(HALF_WRITTEN):
         half.unlink()
     write_json(folder / OPTIONS, options)

@@ -91,6 +91,8 @@ def parse_options(
         data, model, batch, args, _ = parser.parse_args_into_dataclasses(
             argv, look_for_args_file=False
         )
+    except TypeError as error:  # a name within the JSON of an option, as `accelerator_config`
+        raise ValueError(f"{error}: see the JSON of the options.") from error
     except RecursionError as error:  # from the JSON that some options take
         raise ValueError("the JSON of an option is nested too deeply: write less of it.") from error
     require_valid(args)

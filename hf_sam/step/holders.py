@@ -25,7 +25,8 @@ NOT_IN_A_PASS = frozenset(
 # Modules from these packages count their own passes.
 WRAPPERS = ("torch.nn.parallel.", "torch.distributed.", "torch._dynamo.", "deepspeed.")
 DEPTH = 6  # levels of nested containers and objects that are searched
-MOST = 64  # entries of a container that are searched, whatever they are; of the others, some kinds
+MOST = 64  # entries of a container that are searched, whatever they are
+MANY = 10_000  # entries of which modules, tensors and generators are searched
 OWN_OF_MODULES = frozenset(vars(nn.Module()))
 SEQUENCES = (list, tuple, deque, set, frozenset)
 PARTIAL = (functools.partial, functools.partialmethod)
@@ -150,18 +151,17 @@ def _inner(value: Any) -> dict[str, Any]:
     is_searched = _is_users(type(value)) or isinstance(value, BAGS)
     own = attributes(value) if is_searched and not isinstance(value, type) else {}
     if isinstance(value, Mapping):
-        is_dict = isinstance(value, dict)  # another one may compute its values
-        some = entries(value, None if is_dict else MOST)
-        return {str(key): item for key, item in _searched(some)} | own
+        most = MANY if isinstance(value, dict) else MOST  # another one may compute its values
+        return {str(key): item for key, item in _searched(entries(value, most))} | own
     if isinstance(value, SEQUENCES):
-        return {str(index): item for index, item in _searched(enumerate(value))} | own
+        return {str(index): item for index, item in _searched(enumerate(islice(value, MANY)))} | own
     return own
 
 
 def _searched(some: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """Yield the first entries, and of all others the modules, tensors and generators."""
+    """Yield the first entries, and of the others the modules, tensors and generators."""
     for i, (key, item) in enumerate(some):
-        if i < MOST or isinstance(item, nn.Module | Tensor) or is_generator(item):
+        if i < MOST or isinstance(item, (nn.Module, Tensor)) or is_generator(item):  # noqa: UP038
             yield key, item
 
 

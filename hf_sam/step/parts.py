@@ -137,12 +137,12 @@ class PartsCache:
         """Begin with an empty cache."""
         self._modules: list[nn.Module] = []  # held, so that no new module gets the id of one
         self._attributes: list[dict[str, Any]] = []  # of objects
-        self._marks: list[int] = []
+        self._marks: tuple[list[int], list[int]] = [], []
         self._parts: Parts | None = None
 
     def forget(self) -> None:
         """Search again at the next step: the first one may have created modules and generators."""
-        self._marks = []
+        self._marks = [], []
 
     def drop_gathered(self) -> None:
         """Have the engine drop what an unfinished window has gathered."""
@@ -159,19 +159,25 @@ class PartsCache:
         engine = engine_of(model) if self._parts is None else self._parts.engine
         optimizer = trainer.optimizer
         optimized = [] if optimizer is None else engine.optimized(optimizer)
-        is_known = self._parts is not None and self._marks == self._marks_of(model, optimized)
-        if self._parts is None or not optimized or not is_known:
-            self._parts = Parts.of(model, trainer, engine_of(model), optimized)
+        marks = self._marks_of(model, optimized)
+        if self._parts is None or not optimized or self._marks != marks:
+            if self._marks[0] != marks[0]:  # else it may know of passes that have been made
+                engine = engine_of(model)
+            self._parts = Parts.of(model, trainer, engine, optimized)
             holders = self._parts.holders
             self._modules = list(dict.fromkeys([*model.modules(), *holders.modules.values()]))
             self._attributes = [getattr(each, "__dict__", {}) for each in holders.objects.values()]
             self._marks = self._marks_of(model, optimized)
         return self._parts.at_this_step()
 
-    def _marks_of(self, model: nn.Module, optimized: list[Tensor]) -> list[int]:
-        """Return numbers by which a change is noticed, faster than by searching."""
+    def _marks_of(self, model: nn.Module, optimized: list[Tensor]) -> tuple[list[int], list[int]]:
+        """Return numbers by which a change is noticed, faster than by searching.
+
+        Returns:
+            Those of modules and the optimizer's parameters, and those of attributes.
+        """
         children = [id(child) for known in self._modules for child in known._modules.values()]
         made = [len(vars(module)) for module in self._modules]
         values = (value for own in self._attributes for value in own.values())
         held = [id(x) for x in values if isinstance(x, nn.Module) or is_generator(x)]
-        return [id(model), *map(id, optimized), *children, *made, *held]
+        return [id(model), *map(id, optimized), *children], [*made, *held]

@@ -118,7 +118,7 @@ class WeightAverage:
         """Overwrite the weights, and leave what a callback has begun to train or resized since."""
         with self._unmerged():
             for name, x in self._now().items():
-                if name in tensors and tensors[name].shape == x.shape:
+                if name in tensors and local(tensors[name]).shape == local(x).shape:
                     local(x).copy_(local(tensors[name]))
 
     @contextmanager

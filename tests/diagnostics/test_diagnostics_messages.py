@@ -43,7 +43,7 @@ def test_bad_input_gets_one_message(
     cases = {
         "must be a folder": [str(tmp_path / "none")],
         "of one architecture": [models[0], "--compare", other],
-        "must be a model that is given the same images, got mean": [
+        "must be a model with the same preprocessing, got mean": [
             *(models[0], "--compare", str(config.parent))
         ],
         "classifier of the 10 classes": [few],

@@ -39,6 +39,8 @@ def test_weights_alone_are_no_checkpoint(data: Path, run: Path, tmp_path: Path) 
     finetune_on(data, tmp_path / "only", *SAVING, "--save_only_model", "true")
     (tmp_path / "only" / "run.json").unlink()
     assert last_complete(tmp_path / "only") is None
+    words = [*TINY, "--data_dir", str(data), "--output_dir", str(tmp_path / "only")]
+    assert "must not hold an earlier run or a model" in message_of(words)
     said = said_of(data, tmp_path / "only", "last", "--save_only_model", "true")
     assert "without the optimizer's state, and passed over: checkpoint-1, checkpoint-2" in said
 
@@ -52,7 +54,7 @@ def test_a_model_in_the_folder_is_not_overwritten(data: Path, run: Path, tmp_pat
 
 def test_a_run_goes_on_from_another_ones_checkpoint(data: Path, run: Path, tmp_path: Path) -> None:
     said = said_of(data, tmp_path / "short", run / "checkpoint-2")
-    assert "which is of step 2, got a run of 2 steps: train for longer" in said
+    assert "which is of step 2, got a run of 2 steps: train for longer (`--max" in said
     more = ["--max_steps", "3", "--resume_from_checkpoint", str(run / "checkpoint-2")]
     finetune_on(data, tmp_path / "long", *more)
     assert record_of(tmp_path / "long").train_overhead is not None
@@ -71,7 +73,7 @@ def test_a_run_that_has_its_evaluation_left_has_no_overhead(data: Path, tmp_path
 
 def test_what_to_do_with_a_finished_run(data: Path, run: Path) -> None:
     words = [*TINY, "--data_dir", str(data), "--output_dir", str(run)]
-    assert "`--resume_from_checkpoint last` and more `--num_train_epochs`" in message_of(words)
+    assert "`--resume_from_checkpoint last` and more `--max_steps`" in message_of(words)
 
 
 def test_bad_images_may_be_skipped_after_training(tmp_path: Path) -> None:
@@ -112,8 +114,12 @@ CHECKED = [
     ("--eval_do_concat_batches false", "`eval_do_concat_batches` must be true"),
     ("--neftune_noise_alpha 5", "`neftune_noise_alpha` is for models of text"),
     ("--optim_args momentun=0.9", "must name one of momentum, .* for sgd, got 'momentun=0.9'"),
-    ("--optim_args momentum", "must be name=number, with commas between, got 'momentum'"),
-    ("--optim_args momentum=x", "must be name=number, with commas between, got 'momentum=x'"),
+    ("--optim_args momentum", "must be name=value, with commas between, got 'momentum'"),
+    ("--optim_args nesterov=ture", "must be name=value, with commas between, got 'nesterov=ture'"),
+    ("--lr_scheduler_type warmup_stable_decay", "`lr_scheduler_kwargs` must .* 'num_decay_steps'"),
+    ('--lr_scheduler_kwargs {"foo":1}', "must be what cosine takes, got {'foo': 1}"),
+    ('--accelerator_config {"foo":1}', "'foo'.*see the JSON of the options"),
+    ("--optim_args momentum=x", "must be name=value, with commas between, got 'momentum=x'"),
     ("--optim adamw_torch --optim_args beta1=0.8", "must be left out for adamw_torch, got 'beta1"),
 ]
 
@@ -127,7 +133,6 @@ def test_arguments_are_checked_before_training(words: str, message: str) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--lr_scheduler_type warmup_stable_decay", "num_decay_steps"),
         ("--report_to wandb", "wandb"),
         ("--optim galore_adamw --optim_target_modules all-linear", "galore_torch"),
     ],

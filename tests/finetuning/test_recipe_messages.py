@@ -270,7 +270,8 @@ def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
     for step, state in ((2, '{"global_step": 2, "max_steps": 9, "num_train_epochs": 3}'), (4, "{")):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-        (tmp_path / f"checkpoint-{step}" / "scheduler.pt").touch()
+        for name in ("scheduler.pt", "optimizer.pt"):
+            (tmp_path / f"checkpoint-{step}" / name).touch()
     (tmp_path / "checkpoint-6").mkdir()
     args = SAMConfig(output_dir=str(tmp_path), resume_from_checkpoint="last")
     assert find_checkpoint(args) == str(tmp_path / "checkpoint-2")

@@ -4,7 +4,7 @@ import functools
 import gc
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from cases import build, examples, make_trainer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 from hf_sam import SAMConfig, SAMTrainer
@@ -209,7 +210,7 @@ def test_a_module_made_within_a_window_keeps_its_buffers(scope: str, tmp_path: P
     assert torch.equal(*weights)
 
 
-def test_a_finished_model_is_freed_in_the_next_training(tmp_path: Path) -> None:
+def test_a_model_is_freed_once_it_has_been_trained(tmp_path: Path) -> None:
     trainer = make_trainer(build("mlp"), tmp_path, max_steps=1)
     trainer.train()
     old = weakref.ref(next(trainer.model.parameters()))
@@ -259,3 +260,23 @@ def test_numbers_are_floats_whatever_was_written(tmp_path: Path) -> None:
     args = SAMConfig(output_dir=str(tmp_path), rho=0, ascent_start=3, max_overhead=None)
     assert type(args.rho) is float and type(args.ascent_start) is float
     assert args.max_overhead is None
+
+
+class Unbounded(IterableDataset):
+    """Examples without a length."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(examples())
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+@pytest.mark.parametrize("data", [None, Unbounded()], ids=["in mid-epoch", "without a length"])
+def test_a_run_that_has_ended_makes_no_more_steps(data: Any, rho: float, tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "rho": rho, "data": data}
+    first = make_trainer(build("batch_norm"), tmp_path, **settings)
+    first.train()
+    again = make_trainer(build("batch_norm", seed=1), tmp_path, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    ended = again.model.state_dict()
+    assert all(torch.equal(ended[name], x) for name, x in first.model.state_dict().items())
