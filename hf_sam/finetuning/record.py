@@ -49,6 +49,7 @@ def describe(
     base = last_part(source.name)
     settings = settings_of(args, trainer.ascent_schedule)
     settings["hyperparameters"] = _as_used(settings["hyperparameters"], trainer)
+    is_best = args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None
     return RunRecord(
         dataset=data.dataset or (last_part(data.data_dir) if data.data_dir else "digits"),
         dataset_id=None if data.data_dir else run.task.hub_id,
@@ -69,7 +70,7 @@ def describe(
         model_options=_model_options(run),
         data_license=run.task.license,
         weights_license=_license(source),
-        remarks=_remarks(run, metrics, best=trainer.state.best_model_checkpoint),
+        remarks=_remarks(run, metrics, is_best=is_best),
         **settings,
     )
 
@@ -149,13 +150,13 @@ def _differing(task: Task, splits: Splits) -> list[str]:
     return [f"Measured on {' and '.join(parts)}: do not compare it with published figures."]
 
 
-def _remarks(run: Run, metrics: Mapping[str, float], *, best: str | None) -> list[str]:
+def _remarks(run: Run, metrics: Mapping[str, float], *, is_best: bool) -> list[str]:
     """Return the caveats for a reader of the results."""
     remarks = [str(remark) for remark in (run.task.paper, run.task.limits) if remark]
     remarks += _differing(run.task, run.splits)
     if not math.isfinite(metrics["eval_loss"]):
         remarks.append("Training has diverged: the network predicts nothing.")
-    if best is not None:
+    if is_best:
         remarks.append(
             "These are the weights that did best on this split while training: the result is no "
             "estimate for new images."
