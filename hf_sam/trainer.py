@@ -162,8 +162,7 @@ class SAMMixin(AverageMixin):
         """Check, once backend and then model are known, that SAM can train them."""
         self._forget()
         self._step_log, self.ascent_schedule = StepLog(), AscentSchedule()
-        self._is_called = self.train_overhead = None
-        self._resumed_from = resume_from_checkpoint
+        self.train_overhead, self._resumed_from = None, resume_from_checkpoint
         self.sam_arguments.require_valid_fields()
         if self.sam_arguments.rho > 0:
             check_backend(self, self.sam_arguments)  # before a backend fails in its own words
@@ -173,14 +172,15 @@ class SAMMixin(AverageMixin):
         return found
 
     def _forget(self) -> None:  # a window may be left unfinished, and the model is to be freed
-        self._window = self._last_inputs = self._resumed_from = None
+        self._window = self._last_inputs = self._resumed_from = self._is_called = None
         self._ascent, self._watch, self._parts_cache = Ascent(SAMArguments()), Watch(), PartsCache()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._parts_cache.forget()  # callbacks may have put anything in place since the last epoch
-        self.control.should_training_stop = self.state.global_step >= self.state.max_steps
-        if not self.control.should_training_stop:  # or a run that had ended makes one more step
+        if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
+        else:  # a run that had ended is resumed: the Trainer would make one more step
+            self.control.should_training_stop = True
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -280,3 +280,20 @@ def test_a_run_that_has_ended_makes_no_more_steps(data: Any, rho: float, tmp_pat
     assert again.state.global_step == 4
     ended = again.model.state_dict()
     assert all(torch.equal(ended[name], x) for name, x in first.model.state_dict().items())
+
+
+@pytest.mark.parametrize("event", ["on_train_begin", "on_epoch_begin"])
+def test_a_callback_stops_training_when_it_stops_the_plain_trainers(
+    event: str, tmp_path: Path
+) -> None:
+    def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
+    stopper = type("Stopper", (TrainerCallback,), {event: stop})
+    steps = []
+    for kind in (Trainer, SAMTrainer):
+        made = make_trainer(build("mlp"), tmp_path, trainer=kind, max_steps=4)
+        made.add_callback(stopper())
+        made.train()
+        steps.append(made.state.global_step)
+    assert steps[0] == steps[1] < 4
