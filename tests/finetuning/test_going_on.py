@@ -90,13 +90,19 @@ def test_bad_images_may_be_skipped_after_training(tmp_path: Path) -> None:
     assert record_of(tmp_path / "out").eval_examples == len(rows) - 1
 
 
-def test_best_weights_are_said_to_be_so_where_some_were_chosen(data: Path, tmp_path: Path) -> None:
+def test_best_weights_are_said_to_be_so_where_they_were_loaded(data: Path, tmp_path: Path) -> None:
     best = ["--load_best_model_at_end", "true"]
-    finetune_on(data, tmp_path / "none", *best)
-    each = ["--eval_strategy", "steps", "--eval_steps", "1"]
-    finetune_on(data, tmp_path / "best", *best, *SAVING, *each)
-    said = {name: (tmp_path / name / "README.md").read_text() for name in ("none", "best")}
-    assert "did best on this split" in said["best"] and "did best" not in said["none"]
+    each = [*SAVING, "--eval_strategy", "steps", "--eval_steps", "1"]
+    options = {
+        "loaded": [*best, *each],
+        "none to choose from": best,
+        "followed": ["--metric_for_best_model", "loss", *each],
+    }
+    said = {}
+    for name, words in options.items():
+        finetune_on(data, tmp_path / name, *words)
+        said[name] = "did best on this split" in (tmp_path / name / "README.md").read_text()
+    assert said == {"loaded": True, "none to choose from": False, "followed": False}
 
 
 CHECKED = [
