@@ -136,16 +136,16 @@ class SAMArguments:
         default=None,
         metadata={
             "help": "Average of the trained weights and of BatchNorm's statistics that is "
-            "evaluated and saved in their place: ema:0.99 (each step's average is 0.99 of the one "
-            "before) or swa:0.75 (the mean over the last quarter of the steps). Works without SAM "
-            "too (`rho=0`). Costs no pass, and a copy of the trained weights in float32."
+            "evaluated and saved in their place: ema:0.99 (each step adds 0.01 of the weights to "
+            "0.99 of the average) or swa:0.75 (the mean over the last quarter of the steps), also "
+            "without SAM (`rho=0`). Costs no pass, and a float32 copy of the trained weights."
         },
     )
     allow_rounded_perturbation: bool = field(
         default=False,
         metadata={
-            "help": "Continue even if rounding to the weights' dtype removes more than half of the "
-            "perturbation, as happens for weights in bfloat16 or float16."
+            "help": "Continue even if rounding to the weights' dtype more than halves or doubles "
+            "the perturbation or turns it by more than 60 degrees, as for weights in bfloat16."
         },
     )
 

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from .step.counted import COUNTED_ONCE
 from .step.inputs import copied
 from .step.loss_scale import loss_scale
 from .step.memory_file import load_memory, save_memory
+from .step.overflow import overflow_kept
 from .step.overhead import Overhead
 from .step.parts import Parts, PartsCache
 from .step.planning import planned_schedule
@@ -50,7 +50,7 @@ class SAMMixin(AverageMixin):
     memory of one copy of the trainable parameters.
     """
 
-    counted_once = COUNTED_ONCE  # attributes that count one of the two passes
+    counted_once = COUNTED_ONCE  # attributes that keep what the pass at w makes of them
     train_overhead: float | None = None  # the last training's time over that without SAM's part
     _step_log = StepLog()  # frozen: each training starts its own
     ascent_schedule = AscentSchedule()
@@ -112,7 +112,7 @@ class SAMMixin(AverageMixin):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Fetch the next window as the plain Trainer does, whatever became of the last one."""
+        """Fetch the next window as the plain Trainer does; what an unfinished one held is lost."""
         if self._window is not None:
             self._window.warn_if_lost(self.state.global_step)
             self._parts_cache.drop_gathered()
@@ -153,8 +153,7 @@ class SAMMixin(AverageMixin):
         """Write the Trainer's model card, with SAM's settings, tags and citation added."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero() and self.sam_arguments.rho > 0:
-            card = Path(self.args.output_dir) / "README.md"
-            add_sam_to_card(card, self.sam_arguments, self.ascent_schedule)
+            add_sam_to_card(self.args.output_dir, self.sam_arguments, self.ascent_schedule)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
@@ -199,7 +198,7 @@ class SAMMixin(AverageMixin):
 
     @property
     def gradient_evaluations(self) -> int:
-        """Forward-backward passes over an effective batch up to this step, with the rho of now."""
+        """Forward-backward passes over an effective batch so far; the steps if `rho` is 0 now."""
         steps = self.state.global_step
         return round(self.ascent_schedule.passes(steps)) if self.sam_arguments.rho > 0 else steps
 
@@ -210,7 +209,7 @@ class SAMMixin(AverageMixin):
 
     def _window_of(self, parts: Parts) -> Window:
         """Return the window that a training step belongs to."""
-        if self._window is None or self._window.is_complete:  # which it is after an exception
+        if self._window is None or self._window.is_complete:  # an exception came after its passes
             default = parts.engine.default_scope or self._ascent.method.scope
             scope = self.sam_arguments.ascent_scope or default
             length, step = self.current_gradient_accumulation_steps, self.state.global_step
@@ -265,8 +264,8 @@ class SAMMixin(AverageMixin):
         group, clean_losses, clean_grad = window.take_group()
         window.kept_clean_grad = self._ascent.kept(clean_grad)
         perturbation, norm = self._ascent.from_clean_grad(weights, clean_grad, rho=rho, scale=scale)
-        losses = []
-        with engine.perturbed(weights, perturbation, saved=self._saved_w):
+        losses, kept = [], overflow_kept(self.accelerator, perturbation, norm)
+        with kept, engine.perturbed(weights, perturbation, saved=self._saved_w):
             del clean_grad, perturbation  # their memory is the perturbed passes' to use
             engine.before_perturbed_passes()
             for i, (micro_batch, start) in enumerate(group, start=1):

@@ -9,9 +9,14 @@ from torch import Tensor
 from .objective import Weights
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return a tensor in float64; in float32 on Apple's GPUs, which have no wider dtype."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
 def norm(direction: Weights) -> float:
     """Compute the L2 norm of all tensors as one vector."""
-    return float(torch.stack([x.double().norm() for x in direction.values()]).norm())
+    return float(torch.stack([wide(x).norm() for x in direction.values()]).norm())
 
 
 def gaussians(like: Weights, *, seed: int) -> Iterator[Weights]:

@@ -176,7 +176,7 @@ class Product:
 
 def flat(weights: Weights) -> Vector:
     """Return all tensors as one vector (n,)."""
-    return torch.cat([x.detach().reshape(-1).double().cpu() for x in weights.values()]).numpy()
+    return torch.cat([x.detach().reshape(-1).cpu().double() for x in weights.values()]).numpy()
 
 
 def _unflat(vector: Vector, like: Weights) -> Weights:

@@ -129,7 +129,8 @@ def line_between(
         progress: Show a progress bar.
 
     Returns:
-        The line; `setup` is of the model at 0. Costs one forward pass over the examples a point.
+        The line; `setup` is of the model at 0. Costs one forward pass over the examples a
+        point, and one more.
 
     Raises:
         ValueError: If the architectures differ, or there is nothing to measure.

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .batches import Part
-from .directions import norm
+from .directions import norm, wide
 from .loss import LossFunction, model_loss
 from .measuring import measuring
 from .objective import Objective, Setup, Weights
@@ -106,7 +106,7 @@ def _of_batch(
 
 def _cosine(a: Weights, b: Weights) -> float:
     """Return the cosine between two gradients; nan if one is zero or not finite."""
-    product = float(sum((a[name].double() * b[name].double()).sum() for name in a))
+    product = float(sum((wide(a[name]) * wide(b[name])).sum() for name in a))
     lengths = norm(a) * norm(b)
     return product / lengths if lengths else math.nan
 

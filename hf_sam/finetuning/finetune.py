@@ -217,7 +217,7 @@ def load(data: DataOptions, model: ModelOptions, args: SAMConfig) -> Run:
     if batch > len(splits.train):
         raise ValueError(
             f"`per_device_train_batch_size` x processes must be <= {len(splits.train)}, the number "
-            f"of training examples, got {batch}."
+            f"of training examples, got {batch}: lower it."
         )
     if checkpoint is not None:
         require_steps_left(Path(checkpoint), args, examples=len(splits.train))

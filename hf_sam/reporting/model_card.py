@@ -244,19 +244,20 @@ def sam_section(settings: Mapping[str, Any]) -> Markdown:
     return render("sam_section.md", settings=settings, named=named, method=method, source=source)
 
 
-def add_sam_to_card(path: Path, sam: SAMArguments, schedule: AscentSchedule) -> None:
-    """Add SAM's tags and section to a model card file, unless its schedule has no ascent.
+def add_sam_to_card(output_dir: str, sam: SAMArguments, schedule: AscentSchedule) -> None:
+    """Add SAM's tags and section to the Trainer's model card, unless the schedule has no ascent.
 
     Args:
-        path: The card, as the Trainer wrote it.
+        output_dir: The folder in which the Trainer has written README.md.
         sam: The settings of the run.
         schedule: The ascent schedule of the run.
 
     Raises:
-        FileNotFoundError: If there is no card at `path`.
+        FileNotFoundError: If there is no card.
     """
     if schedule.is_idle:
         return
+    path = Path(output_dir) / "README.md"
     card = ModelCard.load(path)
     tags = card.data.tags or []
     card.data.tags = [*tags, *(tag for tag in TAGS if tag not in tags)]

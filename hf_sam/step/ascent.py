@@ -48,7 +48,7 @@ class Ascent:
         self.memory: Memory = {}
         self.fidelity: Tensor | None = None  # (2,) of the first perturbation since the last log
         self._sam, self._accelerator, self._engine = sam, accelerator, engine
-        self._moved = None if model is None else _moved(model, sam.perturb)
+        self._names = None if model is None else _perturbed_names(model, sam.perturb)
         self._is_fidelity_known = False
 
     @property
@@ -66,14 +66,14 @@ class Ascent:
             engine: Says what may be left out.
             reduced: Whether the pass reduces its gradients over the ranks.
         """
-        if self._accelerator is None or self._moved is None or self.method.keeps_clean_grad:
+        if self._accelerator is None or self._names is None or self.method.keeps_clean_grad:
             return nullcontext()
-        moved = [param for name, param in params.items() if name in self._moved]
+        moved = [param for name, param in params.items() if name in self._names]
         return backward_to(self._accelerator, lambda: engine.leaves(moved, reduced=reduced))
 
     def used(self, params: Params, clean_grad: list[Tensor | None]) -> list[Tensor | None]:
         """Return what the method will use of the clean gradient; None in place of the rest."""
-        return clean_grad if self.method.keeps_clean_grad else self._of_moved(params, clean_grad)
+        return clean_grad if self.method.keeps_clean_grad else self._chosen(params, clean_grad)
 
     def kept(self, clean_grad: Vector) -> list[Tensor | None] | None:
         """Return a copy of the clean gradient if the method's `finish` needs it, else None."""
@@ -96,7 +96,7 @@ class Ascent:
             The perturbation, aligned with `params`, and the L2 norm of the gradient of the mean
             loss in the perturbed parameters, of shape ().
         """
-        clean_grad = self._of_moved(params, clean_grad)
+        clean_grad = self._chosen(params, clean_grad)
         if all(grad is None for grad in clean_grad):
             logger.warning_once(
                 "A clean pass has left no gradient in what is perturbed, so that its step is the "
@@ -129,7 +129,7 @@ class Ascent:
             return [None] * len(params)
         state = {} if optimizer is None else optimizer.state
         known = self.method.known_direction(params, state, self._memory_of(params))
-        perturbation = self._along(params, self._of_moved(params, known), rho)
+        perturbation = self._along(params, self._chosen(params, known), rho)
         self._note_fidelity(params, perturbation)
         return perturbation
 
@@ -149,11 +149,11 @@ class Ascent:
                 del self.memory[name]
         return self.memory
 
-    def _of_moved(self, params: Params, vector: list[Tensor | None]) -> list[Tensor | None]:
-        if self._moved is None:
+    def _chosen(self, params: Params, vector: list[Tensor | None]) -> list[Tensor | None]:
+        if self._names is None:
             return vector
         pairs = zip(params, vector, strict=True)
-        return [x if name in self._moved else None for name, x in pairs]
+        return [x if name in self._names else None for name, x in pairs]
 
     def _along(
         self,
@@ -194,7 +194,7 @@ class Ascent:
             self.fidelity = fidelity
 
 
-def _moved(model: nn.Module, perturb: str) -> set[str] | None:
+def _perturbed_names(model: nn.Module, perturb: str) -> set[str] | None:
     """Name the parameters that are perturbed, as `Parts` names them; None for all."""
     chosen = perturbed_parameters(model, perturb)
     if chosen is None:

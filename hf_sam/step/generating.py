@@ -16,7 +16,8 @@ def generates(kind: type) -> bool:
     """Return whether the methods that make a class's batches or losses generate text.
 
     Judged by the names in their code, followed from method to method. The classes of transformers
-    are skipped, and an evaluation may generate.
+    are skipped, and an evaluation may generate; so may a `training_step` around SAM's, as both
+    passes are inside.
 
     Args:
         kind: A subclass of Trainer.
@@ -35,8 +36,12 @@ def generates(kind: type) -> bool:
 
 def _codes(kind: type, name: str) -> Iterator[CodeType]:
     """Yield the code of a method in a class and in its bases."""
-    for base in kind.__mro__:
-        if name in vars(base) and not base.__module__.startswith("transformers."):
+    bases = kind.__mro__
+    if name == "training_step":  # SAM's calls those of the classes behind it, in each pass
+        ours = [i for i, base in enumerate(bases) if base.__module__.startswith("hf_sam.")]
+        bases = bases[max(ours, default=-1) + 1 :]
+    for base in bases:
+        if name in vars(base) and not base.__module__.startswith(("transformers.", "hf_sam.")):
             method = vars(base)[name]
             code = getattr(inspect.unwrap(getattr(method, "__func__", method)), "__code__", None)
             if code is not None:

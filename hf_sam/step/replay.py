@@ -16,7 +16,7 @@ Generator = torch.Generator | np.random.Generator | np.random.RandomState | rand
 
 @dataclass(frozen=True)
 class RandomState:
-    """State of every random generator that a forward pass may draw from."""
+    """State of the libraries' random generators, and of those that the training holds."""
 
     cpu: Tensor  # (bytes,) torch's generator on the host
     devices: dict[torch.device, Tensor]  # (bytes,) torch's generator on each accelerator
@@ -90,7 +90,7 @@ def replayed(state: RandomState) -> Iterator[None]:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Context manager that seeds all generators by these numbers, and restores them on exit.
+    """Context manager that seeds the generators of the host by these numbers, and restores them.
 
     Args:
         *numbers: For instance a seed, an epoch and an index; not negative.

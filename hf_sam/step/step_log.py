@@ -36,26 +36,25 @@ class StepLog:
             ascent_grad_norm: Of shape (), unscaled.
             step: The Trainer's global step.
             filter_nonfinite: Whether to replace nan and inf by the running mean, as the Trainer
-                does (`logging_nan_inf_filter`).
+                does (`logging_nan_inf_filter`); both losses where one or the norm is not finite.
         """
         steps_before = self.steps - (step == self.last_step)
-        sums = []
-        for total, losses in (
-            (self.clean_loss, clean_losses),
-            (self.perturbed_loss, perturbed_losses),
-        ):
-            for loss in losses:
-                finite = loss.float()
-                if filter_nonfinite:
-                    mean = torch.zeros_like(finite) + total / (1 + steps_before)
-                    finite = torch.where(torch.isfinite(finite), finite, mean)
-                total = total + finite
-            sums.append(total)
+        norm, totals = ascent_grad_norm.float(), [self.clean_loss, self.perturbed_loss]
+        for losses in zip(clean_losses, perturbed_losses, strict=True):
+            pair = torch.stack([loss.float() for loss in losses])
+            if filter_nonfinite:
+                means = [torch.zeros_like(pair[0]) + total / (1 + steps_before) for total in totals]
+                is_known = pair.isfinite().all() & norm.isfinite().to(pair.device)
+                pair = torch.where(is_known, pair, torch.stack(means))
+            totals = [total + loss for total, loss in zip(totals, pair, strict=True)]
+        if filter_nonfinite:
+            mean = self.ascent_grad_norm / max(self.ascents, 1)
+            norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm) + mean)
         return StepLog(
             last_step=step,
-            clean_loss=sums[0],
-            perturbed_loss=sums[1],
-            ascent_grad_norm=self.ascent_grad_norm + ascent_grad_norm.float(),
+            clean_loss=totals[0],
+            perturbed_loss=totals[1],
+            ascent_grad_norm=self.ascent_grad_norm + norm,
             ascents=self.ascents + 1,
             steps=self.steps + (step != self.last_step),
         )
@@ -74,6 +73,7 @@ class StepLog:
         Args:
             of_ranks: Of shape (ranks, 6), each row from `sums`. Synchronises with the host.
         """
+        of_ranks = of_ranks.cpu()  # Apple's GPUs have no float64
         clean, moved, norm, ascents, _, _ = of_ranks.double().sum(dim=0).tolist()
         steps = len(of_ranks) * self.steps
         entries = {

@@ -41,7 +41,7 @@ class Watch:
         self._doubted: set[str] = set()  # parameters that were written to since: how, is not known
         self._changed: dict[str, str] = {}  # an attribute's holder, by the attribute's name
         self._advanced: dict[str, str] = {}  # likewise, of iterators
-        self._moved: set[str] = set()  # parameters that passes write to or move, as they are
+        self._exempt: set[str] = set()  # parameters that passes write to or move, as they are
         self._watched: dict[str, Tensor] = {}  # those of the parts that `_marked` is of
         self._names: list[str] = []  # of what can be marked
         self._marked: list[Tensor] = []  # aligned with the names
@@ -86,12 +86,12 @@ class Watch:
 
         A write through `param.data` does not increase the version counter, so the thorough check
         adds its norm, and so does the quick one for what is doubted. It runs over all parameters
-        four times a step.
+        four times a micro-batch.
         """
         held = parts.engine.held
         if self._is_close or self._watched is not parts.watched:
             self._watched = parts.watched
-            left_out = set() if self._is_close else self._moved
+            left_out = set() if self._is_close else self._exempt
             named = parts.watched.items()
             found = {n: param for n, param in named if _has_mark(param) and n not in left_out}
             self._names = list(found)
@@ -125,7 +125,7 @@ class Watch:
         if same:
             self._watched = {}  # to be marked anew, without these
         if self._is_twice or not self._is_close:  # a lone first pass may begin at epsilon = 0
-            self._moved |= same
+            self._exempt |= same
         self._doubted = (self._doubted | changed.keys()) - compared.keys()
         return [name for name in compared if name not in same]
 

@@ -65,13 +65,13 @@ class Window:
         A callback may freeze and unfreeze parameters between the window's training steps.
         """
         if names != self.names:
-            self.clean_grad = self._moved(self.clean_grad, names)
-            self.leftovers = self._moved(self.leftovers, names)
-            self.kept_clean_grad = self._moved(self.kept_clean_grad, names)
+            self.clean_grad = self._realigned(self.clean_grad, names)
+            self.leftovers = self._realigned(self.leftovers, names)
+            self.kept_clean_grad = self._realigned(self.kept_clean_grad, names)
             self.names = names
         return self
 
-    def _moved(
+    def _realigned(
         self, gradients: list[Tensor | None] | None, names: list[str]
     ) -> list[Tensor | None] | None:
         if gradients is None:
@@ -103,7 +103,8 @@ class Window:
     def undone_if_it_fails(self) -> Iterator[None]:
         """Context manager that restores the buffers from before the window if the block fails.
 
-        That includes Ctrl-C. If training continues, the window goes on without that micro-batch.
+        That includes Ctrl-C. If training continues, so does the window, with the gradients that
+        the block has made until then, as in the plain Trainer.
         """
         try:
             yield

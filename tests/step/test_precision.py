@@ -22,9 +22,32 @@ from hf_sam import (
 )
 from hf_sam.ascent.fidelity import perturbation_fidelity
 from hf_sam.config import ASCENT_SCOPES
+from hf_sam.diagnostics.directions import norm as norm_of
+from hf_sam.diagnostics.hessian import flat
 from hf_sam.step.ascent import Ascent
+from hf_sam.step.step_log import StepLog
 
 SCOPES = pytest.mark.parametrize("scope", ASCENT_SCOPES)
+
+
+class OfApple(Tensor):
+    """A tensor as on Apple's GPUs, which have no float64."""
+
+    device = torch.device("mps")
+
+    def double(self) -> Tensor:
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_what_is_logged_and_measured_needs_no_float64_of_the_device() -> None:
+    of_ranks = torch.tensor([[1.0, 2.0, 3.0, 1.0, torch.nan, torch.nan]]).as_subclass(OfApple)
+    entries = StepLog(ascents=1, steps=1).entries(of_ranks)
+    assert entries == {"perturbed_loss": 2.0, "sharpness": 1.0, "ascent_grad_norm": 3.0}
+    direction = {"w": torch.tensor([3.0, 4.0]).as_subclass(OfApple)}
+    assert norm_of(direction) == 5.0 and flat(direction).tolist() == [3.0, 4.0]
 
 
 @SCOPES
@@ -50,6 +73,20 @@ def test_an_overflow_skips_the_step(
     other.train()
     assert other.accelerator.optimizer_step_was_skipped
     assert fingerprint(model) == fingerprint(plain)
+
+
+def test_an_overflow_is_left_out_of_the_log(tmp_path: Path) -> None:
+    """As the Trainer's own nan filter has it: the running mean, 0 at first, stands in for it."""
+    entries = []
+    for every in (1, 3):
+        settings = {"max_steps": 3, "logging_steps": every}
+        trainer = scaled(Overflows((1,)), tmp_path, **settings)
+        trainer.train()
+        entries.append([entry for entry in trainer.state.log_history if "sharpness" in entry])
+    each, [together] = entries
+    for name in ("sharpness", "perturbed_loss", "ascent_grad_norm"):
+        assert each[0][name] == 0
+        assert together[name] == pytest.approx(sum(entry[name] for entry in each) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("norm", [1.5, float("inf")])

@@ -15,7 +15,10 @@ SCALE = 2.0**10
 
 
 class Overflows(nn.Module):
-    """Multiplies its loss, and so every gradient, by inf in the given forward passes."""
+    """Multiplies its loss, and so every gradient, by inf in the given forward passes.
+
+    Refuses weights that are nan, as networks do that check their boxes or probabilities.
+    """
 
     def __init__(self, calls: tuple[int, ...], model: str = "batch_norm") -> None:
         super().__init__()
@@ -23,6 +26,7 @@ class Overflows(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         self.calls += self.training
+        assert all(param.isfinite().all() for param in self.parameters())
         out = self.model(x, labels)
         if self.calls in self.at:
             out["loss"] = out["loss"] * float("inf")
@@ -37,8 +41,7 @@ def scaled(model: nn.Module, folder: Path, **settings: Any) -> Trainer:
         dtype=torch.float32,
         optim="adamw_torch",
         learning_rate=0.01,
-        max_steps=1,
-        **settings,
+        **{"max_steps": 1, **settings},
     )
     trainer.accelerator.scaler = GradScaler(trainer.args.device.type, init_scale=SCALE)
     return trainer

@@ -20,11 +20,12 @@ from transformers import (
     BertForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
+    Trainer,
     TrainerCallback,
     pipeline,
 )
 
-from hf_sam import SAMConfig, SAMTrainer
+from hf_sam import SAMConfig, SAMMixin, SAMTrainer
 from hf_sam.config import ASCENT_SCOPES
 
 
@@ -83,10 +84,35 @@ class GeneratesToEvaluate(SAMTrainer):
         self.model.generate()
 
 
-def test_trainers_that_generate_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got a Generates, which generates texts while it trains"):
-        make_trainer(build("mlp"), tmp_path, trainer=Generates).train()
-    make_trainer(build("mlp"), tmp_path, trainer=GeneratesToEvaluate, max_steps=1).train()
+class GeneratesInItsStep(Trainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.model.generate()
+        return super().training_step(*args, **kwargs)
+
+
+class GeneratesInEachPass(SAMMixin, GeneratesInItsStep):
+    """SAM's training step calls the other one for each of its passes."""
+
+
+class GeneratesAroundBoth(GeneratesInItsStep, SAMTrainer):
+    """The other training step calls SAM's: it generates once a micro-batch."""
+
+
+@pytest.mark.parametrize("kind", [Generates, GeneratesInEachPass], ids=lambda kind: kind.__name__)
+def test_trainers_that_generate_are_refused(kind: type[Trainer], tmp_path: Path) -> None:
+    said = f"got a {kind.__name__}, which generates texts while it trains"
+    with pytest.raises(ValueError, match=said):
+        make_trainer(build("mlp"), tmp_path, trainer=kind).train()
+
+
+@pytest.mark.parametrize("kind", [GeneratesToEvaluate, GeneratesAroundBoth])
+def test_trainers_that_generate_outside_of_passes_are_not(
+    kind: type[Trainer], tmp_path: Path
+) -> None:
+    model, calls = build("mlp"), []
+    model.generate = lambda: calls.append(1)
+    make_trainer(model, tmp_path, trainer=kind, max_steps=3).train()
+    assert len(calls) == (3 if kind is GeneratesAroundBoth else 0)
 
 
 def test_hyperparameter_search_over_rho(tmp_path: Path) -> None:
