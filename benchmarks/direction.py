@@ -9,7 +9,7 @@ train.parquet, the networks' weights as safetensors, and eight minutes of one fr
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
@@ -53,10 +53,13 @@ TRAININGS = {  # by weights; the ViT's is shorter: it passes four images a secon
 }
 
 
-def gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, Vector]:
+def gradient(
+    model: nn.Module, images: Tensor, labels: Tensor, *, bf16: bool = False
+) -> tuple[float, Vector]:
     """Return loss and gradient, and put the running statistics back: SAM's clean pass."""
     with running_stats_kept(model):
-        loss = F.cross_entropy(model(pixel_values=images).logits, labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(pixel_values=images).logits, labels)
         loss.backward()
     return loss.item(), take_gradients(model.parameters())
 
@@ -99,7 +102,12 @@ def batches_of(data: ImageDataset, size: int, epoch: int) -> list[list[Tensor]]:
     return [[batch["pixel_values"], batch["labels"]] for batch in loader]
 
 
-def run(training: Training, weights: Path, data_dir: Path) -> Iterator[dict[str, Any]]:
+def run(
+    training: Training,
+    weights: Path,
+    data_dir: Path,
+    measure: Callable[[nn.Module, list[list[Tensor]], Vector], dict[str, Any]] = measure,
+) -> Iterator[dict[str, Any]]:
     """Fine-tune with the recipes' crops, clipping and cosine, and measure on the way."""
     torch.manual_seed(0)
     rows = load_local(data_dir)["train"]
@@ -131,13 +139,23 @@ def run(training: Training, weights: Path, data_dir: Path) -> Iterator[dict[str,
         print(f"{source.name}: step {step + 1} of {steps}", end="\r", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def places(document: str) -> argparse.Namespace:
+    """Read where data and weights are from the command line."""
+    parser = argparse.ArgumentParser(description=document)
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--weights_dir", type=Path, required=True)
-    given = parser.parse_args()
-    result: dict[str, Any] = {"command": str(__doc__).splitlines()[2], "date": str(date.today())}
-    result["versions"] = {name: version(name) for name in ("torch", "timm")}
+    return parser.parse_args()
+
+
+def heading(document: str) -> dict[str, Any]:
+    """Return the command that a script's document shows, the date and the versions."""
+    versions = {name: version(name) for name in ("torch", "timm")}
+    command = document.splitlines()[2]
+    return {"command": command, "date": str(date.today()), "versions": versions}
+
+
+def main() -> None:
+    given, result = places(str(__doc__)), heading(str(__doc__))
     result |= {"trainings": {name: asdict(of) for name, of in TRAININGS.items()}, "rows": []}
     for name, training in TRAININGS.items():
         for row in run(training, given.weights_dir / f"{name}.safetensors", given.data_dir):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import SAMArguments, SAMConfig
 from ..finetuning.fields import DataOptions, ModelOptions
+from ..finetuning.folder import LENGTH
 from ..finetuning.options import parse_options, read_config, with_recipe
 from ..reporting.model_card import without_tokens
 from ..step.planning import passes_per_step
@@ -26,7 +27,6 @@ COMMON = (
     *(*OF_THE_PLAN, "config", "output_dir", "dataset", "data_dir", "max_eval_samples", "eval_"),
     *("push_to_hub", "hub_", "print_config"),
 )
-LENGTH = ("num_train_epochs", "max_steps")
 SAM_FIELDS = {field.name for field in dataclasses.fields(SAMArguments)}
 SAM_FIELDS.remove("weight_average")  # which the base optimizer's runs have too
 
