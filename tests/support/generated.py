@@ -152,8 +152,12 @@ def fidelity_table() -> str:
             if row["rho"] == rho
         }
         lines.append(f"| {rho} | " + " | ".join(cells[column] for column in columns) + " |")
+    return "\n".join([*lines, "", made_by("fidelity.py", facts)])
+
+
+def made_by(script: str, facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return "\n".join([*lines, "", f"`python benchmarks/fidelity.py`, {facts['date']}, {versions}."])
+    return f"`python benchmarks/{script}`, {facts['date']}, {versions}."
 
 
 def direction_table() -> str:
@@ -166,10 +170,19 @@ def direction_table() -> str:
     for row in facts["rows"]:
         cells = [f"{row['mean'][name]:.2f} ± {row['sd'][name]:.2f}" for name in names]
         lines.append(f"| {row['network']} | {row['moment']} | {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return "\n".join(
-        [*lines, "", f"`python benchmarks/direction.py`, {facts['date']}, {versions}."]
-    )
+    return "\n".join([*lines, "", made_by("direction.py", facts)])
+
+
+def autocast_table() -> str:
+    facts = json.loads((ROOT / "benchmarks" / "autocast.json").read_text())
+    cosines, rises = (list(facts["rows"][0][kind]) for kind in ("cosine", "sharpness"))
+    shown = [f"cosine: {name}" for name in cosines] + [f"sharpness: {name}" for name in rises]
+    lines = [f"| network | moment | {' | '.join(shown)} |", "|---" * (2 + len(shown)) + "|"]
+    for row in facts["rows"]:
+        cells = [f"{row['cosine'][name]:.2f}" for name in cosines]
+        cells += [f"{row['sharpness'][name]:.3f}" for name in rises]
+        lines.append(f"| {row['network']} | {row['moment']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", made_by("autocast.py", facts)])
 
 
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -183,7 +196,11 @@ GENERATED: dict[Path, dict[str, Callable[[], str]]] = {
     },
     DOCS / "methods.md": {"clean pass": clean_pass_table, "direction": direction_table}
     | {name: partial(gains_table, name) for name in (FRONTIER, CLEAN)},
-    DOCS / "hardware.md": {"step cost": cost_table, "fidelity": fidelity_table},
+    DOCS / "hardware.md": {
+        "step cost": cost_table,
+        "fidelity": fidelity_table,
+        "autocast": autocast_table,
+    },
     DOCS / "results.md": {"overview": overview_text, "summary": summary_table}
     | {name: partial(results_table, name) for name in EVIDENCE},
     DOCS / "sharpness.md": {name: partial(flatness_table, name) for name in flatness.names()},
