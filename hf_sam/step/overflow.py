@@ -25,18 +25,18 @@ def overflow_kept(
     Args:
         accelerator: Of the Trainer; without fp16 the block changes nothing.
         perturbation: Epsilon, one tensor for each parameter, or None. Changed in place.
-        norm: Of the clean gradient, of shape (); not finite after an overflow.
+        norm: Of the clean gradient, of shape (), detached; not finite after an overflow.
 
     Yields:
         Nothing. Cost: one pass over epsilon.
     """
-    is_fp16 = accelerator.scaler is not None or accelerator.mixed_precision == "fp16"  # DeepSpeed's
+    is_fp16 = accelerator.scaler is not None or accelerator.mixed_precision == "fp16"
     if is_fp16:
         _make_finite(perturbation)
     del perturbation  # or its memory would be held until the block ends
-    factor = 1.0 + 0.0 * norm.detach()  # 1 or nan, without asking the device which
 
     def backward(whole: Backward, loss: Tensor, kwargs: Mapping[str, Any]) -> None:
+        factor = 1.0 + 0.0 * norm  # 1 or nan, without asking the device which
         whole(loss * factor.to(loss.device, loss.dtype), **kwargs)
 
     with backward_by(accelerator, backward) if is_fp16 else nullcontext():
